@@ -1,0 +1,73 @@
+"""Secondary activations, surrogate derivatives and the spike, each written from its formula."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Elementwise = Callable[[Tensor], Tensor]
+
+
+def psi_triangle(v: Tensor) -> Tensor:
+    return 0.3 * (1 - v.abs()).clamp(min=0)
+
+
+def psi_inverse_square(v: Tensor) -> Tensor:
+    return 1 / (100 * v.abs() + 1) ** 2
+
+
+def psi_sigmoid(v: Tensor) -> Tensor:
+    s = torch.sigmoid(4 * v)
+    return 4 * s * (1 - s)
+
+
+def psi_rational(v: Tensor) -> Tensor:
+    return 1 / (1 + (10 * v) ** 2)
+
+
+PSI: dict[str, Elementwise] = {
+    "triangle": psi_triangle,
+    "inverse_square": psi_inverse_square,
+    "sigmoid": psi_sigmoid,
+    "rational": psi_rational,
+}
+
+
+def _circ(v: Tensor, alpha: float) -> Tensor:
+    square = alpha**2 + v**2
+    return (-(v**2) / (2 * square**1.5) + 1 / (2 * square.sqrt())) * 2 * alpha
+
+
+def _sigmoid(v: Tensor, slope: float) -> Tensor:
+    s = torch.sigmoid(slope * v)
+    return slope * s * (1 - s)
+
+
+# name -> derivative of the spike with respect to v, with the constant of the neuron as second argument
+SURROGATES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "atan": lambda v, alpha: alpha / 2 / (1 + (math.pi / 2 * alpha * v) ** 2),
+    "fast_sigmoid": lambda v, slope: 1 / (slope * v.abs() + 1) ** 2,
+    "sigmoid": _sigmoid,
+    "super": lambda v, _: 1 / (v.abs() + 1) ** 2,
+    "triangle": lambda v, alpha: alpha * (1 - v.abs()).clamp(min=0),
+    "tanh": lambda v, alpha: 1 - torch.tanh(alpha * v) ** 2,
+    "circ": _circ,
+    "heavi_erfc": lambda v, k: 2 * torch.exp(-((k * v) ** 2)) / math.sqrt(math.pi),
+}
+
+
+def surrogate(name: str, constant: float) -> Elementwise:
+    """The derivative ``name`` with its constant filled in."""
+    return lambda v: SURROGATES[name](v, constant)
+
+
+def heaviside(v: Tensor) -> Tensor:
+    return (v > 0).to(v.dtype)
+
+
+def spike(v: Tensor, derivative: Elementwise) -> Tensor:
+    """1 where v > 0, else 0; differentiates as ``derivative(v)``. The added term is exactly zero."""
+    return heaviside(v.detach()) + derivative(v.detach()) * (v - v.detach())

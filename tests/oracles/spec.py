@@ -1,0 +1,78 @@
+"""Networks as data: one description that the oracle steps through and that tests.cases turns into torch modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+SNNTORCH = ("Leaky", "RLeaky", "Synaptic", "RSynaptic", "Lapicque")
+NORSE_SPIKING = ("LIFCell", "LIFBoxCell", "LIFRecurrentCell", "IAFCell")
+NORSE_READOUT = ("LICell", "LIBoxCell", "LILinearCell")
+NEURONS = SNNTORCH + NORSE_SPIKING + NORSE_READOUT
+SYNAPSES = (
+    "Linear",
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
+)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One module: a synapse, a neuron or something stateless in between.
+
+    ``inputs`` names earlier nodes; ``"x"`` is the input of the network and ``"lif.mem"`` the returned membrane of the
+    neuron ``lif``. Several inputs of a neuron are summed.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_neuron(self) -> bool:
+        return self.kind in NEURONS
+
+    @property
+    def is_synapse(self) -> bool:
+        return self.kind in SYNAPSES
+
+
+@dataclass(frozen=True)
+class Net:
+    """A network: its modules in order of execution, all parameter values, and what the loss sees.
+
+    ``computed[w] = (function, names)`` says that weight ``w`` is not a parameter but ``function`` of those named.
+    """
+
+    nodes: tuple[Node, ...]
+    params: Mapping[str, torch.Tensor]
+    outputs: tuple[str, ...]
+    computed: Mapping[str, tuple[Callable[..., torch.Tensor], tuple[str, ...]]] = field(default_factory=dict)
+
+    def node(self, name: str) -> Node:
+        return next(node for node in self.nodes if node.name == name)
+
+    def synapses_before(self, neuron: Node) -> list[str]:
+        """Names of the synapses that reach ``neuron`` without passing another neuron, in order of execution."""
+        found: set[str] = set()
+        todo = list(neuron.inputs)
+        while todo:
+            name = todo.pop().removesuffix(".mem")
+            if name == "x" or self.node(name).is_neuron:
+                continue
+            node = self.node(name)
+            if node.is_synapse:
+                found.add(name)
+            todo += node.inputs
+        return [node.name for node in self.nodes if node.name in found]
+
+    def with_params(self, **changes: torch.Tensor) -> Net:
+        return replace(self, params={**self.params, **changes})
