@@ -41,11 +41,11 @@ def tracked_files() -> list[Path]:
 
 def test_the_wheel_ships_both_packages_their_type_marks_and_the_configs():
     wheel = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert wheel["packages"] == ["stllr_plugin", "lightning_modules"]
-    for package in wheel["packages"]:
+    assert wheel["only-include"] == ["stllr_plugin", "lightning_modules", "configs"]
+    assert wheel["sources"] == {"configs": "lightning_modules/configs"}
+    for package in ("stllr_plugin", "lightning_modules"):
         assert (ROOT / package / "__init__.py").is_file()
         assert (ROOT / package / "py.typed").is_file()
-    assert wheel["force-include"] == {"configs": "lightning_modules/configs"}
     assert (ROOT / "configs" / "quickstart.yaml").is_file()
 
 
