@@ -1,0 +1,45 @@
+"""stllr-plugin: train existing snnTorch and Norse models with S-TLLR, an online, temporally local learning rule.
+
+::
+
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    optimizer = STLLRLearner(net, optimizer, rule="dvs_gesture")  # the one new line
+
+The package imports torch alone; what it knows about snnTorch and Norse loads when a model holds their modules.
+"""
+
+from stllr_plugin.errors import (
+    AttachmentError,
+    CheckpointingError,
+    NoGradientCapturedError,
+    NonFiniteError,
+    NotAttachedError,
+    RuleError,
+    SequenceInputError,
+    StateError,
+    STLLRError,
+    STLLRWarning,
+)
+from stllr_plugin.hooks import remove_hooks
+from stllr_plugin.learner import STLLRLearner
+from stllr_plugin.report import Report
+from stllr_plugin.rule import STLLRRule
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AttachmentError",
+    "CheckpointingError",
+    "NoGradientCapturedError",
+    "NonFiniteError",
+    "NotAttachedError",
+    "Report",
+    "RuleError",
+    "STLLRError",
+    "STLLRLearner",
+    "STLLRRule",
+    "STLLRWarning",
+    "SequenceInputError",
+    "StateError",
+    "remove_hooks",
+]

@@ -1,0 +1,104 @@
+r"""Secondary activation functions psi(v), with v = membrane - threshold.
+
+psi is what the rule's traces see of the postsynaptic neuron (the letter is the paper's capital Psi). The four classes
+are those of the S-TLLR paper (Apolinario & Roy, TMLR 2025, eqs. 25 to 28); any callable that maps a tensor to one of
+the same shape works too. All are written so that they stay finite for every finite v.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stllr_plugin.errors import RuleError
+
+Psi = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Triangle:
+    """``height * max(1 - |v| / width, 0)`` (paper eq. 26, DVS Gesture: height 0.3, width 1)."""
+
+    height: float = 0.3
+    width: float = 1.0
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """Returns psi(v), of the shape of v."""
+        return v.abs().mul(-1.0 / self.width).add(1.0).clamp_min(0.0).mul(self.height)
+
+
+@dataclass(frozen=True)
+class InverseSquare:
+    """``1 / (slope * |v| + 1)^2`` (paper eq. 25, SHD: slope 100)."""
+
+    slope: float = 100.0
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """Returns psi(v), of the shape of v."""
+        return v.abs().mul(self.slope).add(1.0).reciprocal().square()
+
+
+@dataclass(frozen=True)
+class SigmoidDerivative:
+    """``4 * height * s * (1 - s)`` with ``s = sigmoid(slope * v)`` (paper eq. 27, CIFAR10-DVS: slope 4, height 1)."""
+
+    slope: float = 4.0
+    height: float = 1.0
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """Returns psi(v), of the shape of v."""
+        s = torch.sigmoid(v * self.slope)
+        return s.mul(1.0 - s).mul(4.0 * self.height)
+
+
+@dataclass(frozen=True)
+class Rational:
+    """``1 / (1 + (slope * v)^2)`` (paper eq. 28, MVSEC: slope 10)."""
+
+    slope: float = 10.0
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """Returns psi(v), of the shape of v."""
+        return v.mul(self.slope).square().add(1.0).reciprocal()
+
+
+NAMED: dict[str, type] = {
+    "triangle": Triangle,
+    "inverse_square": InverseSquare,
+    "sigmoid": SigmoidDerivative,
+    "rational": Rational,
+}
+
+
+def resolve_psi(psi: str | Psi | None) -> Psi | None:
+    """Turns a name into its function; callables and None pass through.
+
+    Args:
+        psi: One of the names in :data:`NAMED`, a callable, or None for the derivative of the neuron's own surrogate.
+
+    Raises:
+        RuleError: If it is none of these.
+    """
+    if psi is None:
+        return None
+    if isinstance(psi, str):
+        if psi not in NAMED:
+            raise RuleError(f"psi={psi!r} is not known; use one of {sorted(NAMED)}, a callable v -> psi(v), or None.")
+        return NAMED[psi]()  # type: ignore[no-any-return]
+    if not callable(psi):
+        raise RuleError(f"psi must be a name, a callable v -> psi(v) or None; found {type(psi).__name__}.")
+    return psi
+
+
+def describe_psi(psi: str | Psi | None) -> Any:
+    """Plain data (str, dict or None) that names psi in reports and checkpoints."""
+    if psi is None or isinstance(psi, str):
+        return psi
+    for name, kind in NAMED.items():
+        if type(psi) is kind:
+            return {"name": name, **asdict(psi)}  # type: ignore[call-overload]
+    return getattr(psi, "__qualname__", type(psi).__qualname__)

@@ -1,0 +1,237 @@
+"""The check before attaching: looks at the whole model, collects every problem, and changes nothing."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from stllr_plugin.activations import resolve_psi
+from stllr_plugin.errors import AttachmentError, RuleError, STLLRWarning
+from stllr_plugin.hooks import Hook, OrphanHook
+from stllr_plugin.neurons import NeuronAdapter, find_adapter, find_refusal
+from stllr_plugin.neurons.base import surrogate_problem
+from stllr_plugin.rule import STLLRRule, resolve_rule
+from stllr_plugin.synapses import Synapse, find_synapse
+
+# Layers of torch with weights in a form that the rule does not have.
+_REFUSED_LAYERS: tuple[tuple[type[nn.Module], str], ...] = (
+    (nn.RNNBase, "its recurrence runs inside one call; use a recurrent spiking neuron"),
+    (nn.RNNCellBase, "its units are not spiking neurons; use a recurrent spiking neuron"),
+    (nn.MultiheadAttention, "its weights multiply each other's outputs; use nn.Linear projections"),
+    (nn.Bilinear, "its output is not linear in one input; use nn.Linear"),
+    (nn.Embedding, "its input is an index; use nn.Linear on a one-hot input"),
+    (nn.EmbeddingBag, "its input is an index; use nn.Linear on a one-hot input"),
+)
+
+
+@dataclass
+class Plan:
+    """What attaching will do.
+
+    Attributes:
+        synapses: (name, module, type) of each synapse.
+        neurons: (name, module, adapter) of each neuron.
+        lifts: (name, module) of containers that loop over time.
+        rules: Rule chosen by name pattern, by synapse or neuron name.
+        rule: The rule of everything else.
+        output: Name and module whose output the loss sees; for direct feedback.
+        other_parameters: Names of trainable parameters that are neither synaptic weights nor biases of synapses.
+        excluded: Names of modules left alone on request.
+    """
+
+    rule: STLLRRule
+    synapses: list[tuple[str, nn.Module, Synapse]] = field(default_factory=list)
+    neurons: list[tuple[str, nn.Module, NeuronAdapter]] = field(default_factory=list)
+    lifts: list[tuple[str, nn.Module]] = field(default_factory=list)
+    rules: dict[str, STLLRRule] = field(default_factory=dict)
+    output: tuple[str, nn.Module] | None = None
+    other_parameters: list[str] = field(default_factory=list)
+    excluded: list[str] = field(default_factory=list)
+
+
+def plan_attachment(
+    model: nn.Module,
+    rule: str | STLLRRule,
+    layer_rules: dict[str, str | STLLRRule],
+    learning_signal: str,
+    output: str | None,
+    exclude: tuple[str, ...],
+) -> Plan:
+    """Checks everything and returns the plan.
+
+    Raises:
+        AttachmentError: With one text per problem, if there is any.
+        RuleError: If the rule itself is not valid.
+    """
+    plan = Plan(resolve_rule(rule))
+    problems = _wrapper_problems(model)
+    if problems:
+        raise AttachmentError(problems)
+    _discover(model, exclude, plan, problems)
+    _check_attached(model, problems)
+    _assign_rules(plan, layer_rules, problems)
+    _check_rules(plan, problems)
+    _find_output(model, plan, learning_signal, output, problems)
+    for pattern in exclude:
+        if not any(fnmatchcase(name, pattern) for name, _ in model.named_modules()):
+            problems.append(f"exclude={pattern!r} matches no module of the model; remove or correct the pattern.")
+    if problems:
+        raise AttachmentError(problems)
+    _list_other_parameters(model, plan)
+    return plan
+
+
+def _wrapper_problems(model: nn.Module) -> list[str]:
+    """Wrappers around the model that hide it or copy it."""
+    if not isinstance(model, nn.Module):
+        return [f"model is a {type(model).__name__}, not a torch.nn.Module."]
+    for name, module in model.named_modules():
+        where = f"module {name!r}" if name else "the model"
+        kind = type(module).__name__
+        if isinstance(module, nn.DataParallel):
+            return [
+                f"{where} is a DataParallel wrapper: its replicas share one learner and lose their states. "
+                "Pass the bare model and use DistributedDataParallel."
+            ]
+        if kind in ("DistributedDataParallel", "FullyShardedDataParallel"):
+            return [
+                f"{where} is a {kind} wrapper. Attach to the bare model first, then wrap it: STLLRLearner(model.module, ...)."
+            ]
+        if kind == "OptimizedModule":
+            return [f"{where} is compiled already. Attach to the bare model first, then call torch.compile(model)."]
+        if "ScriptModule" in kind or kind == "RecursiveScriptModule":
+            return [f"{where} is a TorchScript module, which has no Python hooks. Attach to the original nn.Module."]
+    return []
+
+
+def _discover(model: nn.Module, exclude: tuple[str, ...], plan: Plan, problems: list[str]) -> None:
+    covered: set[int] = set()
+    for name, module in model.named_modules():
+        if id(module) in covered:
+            continue
+        where = f"{name!r} ({type(module).__name__})"
+        if any(fnmatchcase(name, pattern) for pattern in exclude):
+            plan.excluded.append(name)
+            covered.update(id(child) for child in module.modules())
+            continue
+        adapter = find_adapter(module)
+        if adapter is not None:
+            problems.extend(f"Neuron {where}: {problem}." for problem in adapter.problems(module))
+            plan.neurons.append((name, module, adapter))
+            continue
+        refusal = find_refusal(module)
+        if refusal is not None:
+            problems.append(f"Neuron {where}: {refusal}. Or leave it out with exclude=[{name!r}].")
+            covered.update(id(child) for child in module.modules())
+            continue
+        refused_layer = next((reason for kind, reason in _REFUSED_LAYERS if isinstance(module, kind)), None)
+        if refused_layer is not None:
+            problems.append(f"Layer {where}: {refused_layer}. Or leave it out with exclude=[{name!r}].")
+            covered.update(id(child) for child in module.modules())
+            continue
+        synapse = find_synapse(module)
+        if synapse is not None:
+            problem = synapse.problem(module)
+            if problem is not None:
+                problems.append(f"Synapse {where}: {problem}.")
+            plan.synapses.append((name, module, synapse))
+        elif type(module).__name__ == "Lift" and type(module).__module__.startswith("norse."):
+            plan.lifts.append((name, module))
+    if not plan.neurons and not problems:
+        problems.append(
+            f"no spiking neuron of snnTorch or Norse was found in this {type(model).__name__}. The learner needs at least one, for "
+            "example snntorch.Leaky or norse.torch.LIFCell; CONTRIBUTING.md shows how to add an adapter for others."
+        )
+
+
+def _check_attached(model: nn.Module, problems: list[str]) -> None:
+    for name, module in model.named_modules():
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            if isinstance(hook, OrphanHook):
+                problems.append(
+                    f"module {name!r} is part of a copy of an attached model; call stllr_plugin.remove_hooks(model) first."
+                )
+                return
+            if isinstance(hook, Hook):
+                problems.append(
+                    f"module {name!r} is attached to another STLLRLearner already; call detach() on that one first."
+                )
+                return
+
+
+def _assign_rules(plan: Plan, layer_rules: dict[str, str | STLLRRule], problems: list[str]) -> None:
+    names = [name for name, *_ in plan.synapses] + [name for name, *_ in plan.neurons]
+    names += [f"{name}.{weight}" for name, _, adapter in plan.neurons for weight in adapter.weight_names]
+    for pattern, wanted in layer_rules.items():
+        matched = [name for name in names if fnmatchcase(name, pattern)]
+        if not matched:
+            problems.append(f"layer_rules pattern {pattern!r} matches no synapse and no neuron; the model has {names}.")
+        try:
+            rule = resolve_rule(wanted)
+        except RuleError as error:
+            problems.append(f"layer_rules[{pattern!r}]: {error}")
+            continue
+        for name in matched:
+            plan.rules.setdefault(name, rule)
+
+
+def _check_rules(plan: Plan, problems: list[str]) -> None:
+    """Where a rule relies on a neuron's own surrogate, that surrogate must serve."""
+    for name, module, adapter in plan.neurons:
+        if not adapter.spiking or adapter.problems(module):
+            continue
+        rule = plan.rules.get(name, plan.rule)
+        needs_it = resolve_psi(rule.psi) is None or rule.propagate == "surrogate"
+        problem = surrogate_problem(adapter.spike_function(module)) if needs_it else None
+        if problem is not None:
+            what = "psi=None" if resolve_psi(rule.psi) is None else 'propagate="surrogate"'
+            problems.append(
+                f"Neuron {name!r} ({type(module).__name__}): {what} uses the neuron's own surrogate, but {problem}. "
+                'Give the rule a psi of its own, e.g. psi="triangle" with propagate="psi", or the neuron another surrogate.'
+            )
+
+
+def _find_output(model: nn.Module, plan: Plan, signal: str, output: str | None, problems: list[str]) -> None:
+    if signal not in ("bp", "dfa", "sign_dfa"):
+        problems.append(f'learning_signal={signal!r} is not known; use "bp", "dfa" or "sign_dfa".')
+        return
+    modules = dict(model.named_modules())
+    if output is not None:
+        if output not in modules:
+            problems.append(
+                f"output={output!r} is no module of the model; it has {[name for name in modules if name]}."
+            )
+            return
+        plan.output = (output, modules[output])
+        return
+    # By default the last synapse or neuron in the order of registration is what the loss sees.
+    found = [(name, module) for name, module, _ in plan.synapses] + [(name, module) for name, module, _ in plan.neurons]
+    inside = {id(child) for _, neuron, _ in plan.neurons for child in neuron.modules() if child is not neuron}
+    ordered = [name for name in modules if any(name == known for known, _ in found) and id(modules[name]) not in inside]
+    if ordered:
+        plan.output = (ordered[-1], modules[ordered[-1]])
+
+
+def _list_other_parameters(model: nn.Module, plan: Plan) -> None:
+    known: set[int] = set()
+    for _, module, synapse in plan.synapses:
+        known.update(id(parameter) for parameter in synapse.trainable(module))
+        bias = module._parameters.get("bias")
+        if bias is not None:
+            known.add(id(bias))
+        if parametrize.is_parametrized(module):
+            known.update(id(parameter) for parameter in module.parameters())
+    for _, module, adapter in plan.neurons:
+        known.update(id(getattr(module, weight)) for weight in adapter.weight_names)
+    plan.other_parameters = [
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and id(parameter) not in known
+    ]
+
+
+def warn(message: str) -> None:
+    """Issues a warning of the package's own category, pointing at the caller's code."""
+    warnings.warn(message, STLLRWarning, stacklevel=3)

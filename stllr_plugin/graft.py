@@ -1,0 +1,308 @@
+"""How the rule gets into autograd.
+
+A synapse runs on its detached weight, and :class:`Tag` marks its output. Where the neuron returns, :class:`SpikeGraft`
+receives the learning signal delta = dL/dy as its ordinary ``grad_output`` and returns the S-TLLR gradient as the
+autograd gradient of every weight that feeds this neuron; :class:`StateGraft` does the same for losses on membranes.
+Since gradients arrive through autograd, clipping, gradient hooks, DDP and gradient scaling work as always.
+
+The weights are found by walking the graph of the step from the membrane back to the tags. No Function here holds a
+tensor that lies downstream of it, so the graph of a step is freed as soon as nobody can reach it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import GradientEdge, Node
+
+from stllr_plugin.rule import STLLRRule
+from stllr_plugin.supervision import Supervision
+
+if TYPE_CHECKING:
+    from stllr_plugin.hooks import SynapseSite
+
+
+@dataclass(slots=True, eq=False)
+class SynapseCall:
+    """One call of a synapse.
+
+    Attributes:
+        site: The synapse.
+        x: Its input, detached.
+        weight: The weight that it used (in the graph of its originals, if it is parametrized).
+        output_shape: Shape of its output.
+        order: Number of the call; calls of one step are sorted by it.
+        step: Time step at which it ran; only meaningful for readouts that no neuron consumes.
+        consumed: Whether a neuron was fed by it. If not, the weight gets its ordinary gradient.
+    """
+
+    site: SynapseSite
+    x: Tensor
+    weight: Tensor
+    order: int
+    output_shape: torch.Size | None = None
+    step: int = 0
+    consumed: bool = False
+
+
+class Tag(Function):
+    """Identity on a synapse's output; gives the weight its ordinary gradient unless a neuron consumed the call."""
+
+    @staticmethod
+    def forward(ctx: Any, call: SynapseCall, output: Tensor, weight: Tensor) -> Tensor:
+        """Returns the output itself, under a new tensor, so that in-place operations on it stay allowed."""
+        ctx.stllr_call = call
+        ctx.set_materialize_grads(False)
+        return output.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[None, Tensor | None, Tensor | None]:
+        """See the class."""
+        call: SynapseCall = ctx.stllr_call
+        if grad is None:
+            return None, None, None
+        if call.consumed:
+            return None, grad, None
+        learner = call.site.learner
+        grad = learner.supervision.mask(grad, call.step)
+        if grad is None:
+            return None, None, None
+        weight_grad = None
+        if ctx.needs_input_grad[2]:
+            learner.count_capture()
+            weight_grad = call.site.weight_gradient(call, call.x, grad)
+        return None, grad, weight_grad
+
+
+@dataclass(slots=True, eq=False)
+class SynapticInput:
+    """One edge's part in one step of a neuron.
+
+    Attributes:
+        call: The synapse call (the first, where the same call was made several times, as in some recurrent neurons).
+        nodes: Tag nodes of the call, each with whether du/d(output) is the identity.
+        trace: tr_x[t], shape of the synapse's input.
+        rule: The edge's rule.
+    """
+
+    call: SynapseCall
+    nodes: list[tuple[Node, bool]]
+    trace: Tensor
+    rule: STLLRRule
+
+
+@dataclass(slots=True, eq=False)
+class PostFactor:
+    """What the postsynaptic side of a rule contributes at one step: psi(v[t]) and tr_psi[t-1], each [B, *neuron shape]."""
+
+    psi: Tensor
+    before: Tensor | None
+
+
+@dataclass(slots=True, eq=False)
+class StepRecord:
+    """What the backward pass needs to know of one step of a neuron. Holds no tensor of the graph, only edges upstream.
+
+    Attributes:
+        step: Index of the time step.
+        supervision: Which steps and samples are supervised.
+        membrane: Edge of u in the graph; None where u does not depend on anything that needs a gradient.
+        states: Edge of each state that the neuron returned.
+        inputs: The synapses that feed the neuron.
+        posts: Post-factor per rule.
+        psi_carries: psi(v[t]) if psi carries the learning signal to the layer below, None if the neuron's own surrogate
+            does.
+    """
+
+    step: int
+    supervision: Supervision
+    learner: Any
+    membrane: GradientEdge | None
+    states: list[GradientEdge]
+    inputs: list[SynapticInput]
+    posts: dict[STLLRRule, PostFactor]
+    psi_carries: Tensor | None
+
+    def spike_gradients(self, delta: Tensor) -> list[Tensor | None]:
+        """``sum_b delta_i e_ij`` for every input's weight, with e_ij of the input's rule."""
+        gradients: list[Tensor | None] = [None] * len(self.inputs)
+        for rule, post in self.posts.items():
+            members = [index for index, synaptic in enumerate(self.inputs) if synaptic.rule == rule]
+            if not members:
+                continue
+            signal = delta.to(post.psi.dtype)
+            causal = signal * post.psi * rule.alpha_pre if rule.alpha_pre else None
+            noncausal = signal * post.before * rule.noncausal_scale if post.before is not None else None
+            for factor, uses_trace in ((causal, True), (noncausal, False)):
+                if factor is None:
+                    continue
+                pulled = self._pull_back([(self.membrane, factor)], members)
+                for index in members:
+                    synaptic = self.inputs[index]
+                    source = synaptic.trace if uses_trace else synaptic.call.x
+                    _accumulate(gradients, index, synaptic, pulled[index], source)
+        return gradients
+
+    def state_gradients(self, deltas: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """``sum_b (dL/d state)(d state/d output) tr_x`` for every input's weight: no psi, no second term."""
+        gradients: list[Tensor | None] = [None] * len(self.inputs)
+        outputs = [(edge, delta) for edge, delta in zip(self.states, deltas, strict=True) if delta is not None]
+        members = list(range(len(self.inputs)))
+        pulled = self._pull_back(outputs, members)
+        for index, synaptic in enumerate(self.inputs):
+            _accumulate(gradients, index, synaptic, pulled[index], synaptic.trace)
+        return gradients
+
+    def _pull_back(
+        self, outputs: Sequence[tuple[GradientEdge | None, Tensor]], members: list[int]
+    ) -> dict[int, list[Tensor]]:
+        """Carries gradients from u (or states) to the outputs of the synapses, within this step.
+
+        What lies between, the neuron's own input gain, batch norm, pooling, sums, is differentiated by autograd. Where
+        it is the identity, which is the common case, nothing is computed.
+        """
+        pulled: dict[int, list[Tensor]] = {index: [] for index in members}
+        direct = len(outputs) == 1 and outputs[0][0] is self.membrane
+        through: list[tuple[int, Node]] = []
+        for index in members:
+            for node, identity in self.inputs[index].nodes:
+                if direct and identity:
+                    pulled[index].append(outputs[0][1])
+                else:
+                    through.append((index, node))
+        if through:
+            edges = [edge for edge, _ in outputs]
+            gradients = torch.autograd.grad(
+                edges,  # type: ignore[arg-type]
+                [GradientEdge(node, 0) for _, node in through],
+                [factor for _, factor in outputs],
+                retain_graph=True,
+                allow_unused=True,
+            )
+            for (index, _), gradient in zip(through, gradients, strict=True):
+                if gradient is not None:
+                    pulled[index].append(gradient)
+        return pulled
+
+
+def _accumulate(
+    gradients: list[Tensor | None], index: int, synaptic: SynapticInput, pulled: list[Tensor], source: Tensor
+) -> None:
+    if not pulled:
+        return
+    total = pulled[0] if len(pulled) == 1 else torch.stack(pulled).sum(0)
+    gradient = synaptic.call.site.weight_gradient(synaptic.call, source, total)
+    previous = gradients[index]
+    gradients[index] = gradient if previous is None else previous + gradient
+
+
+class SpikeGraft(Function):
+    """Identity on a neuron's spikes; delivers S-TLLR gradients to the weights that feed it."""
+
+    @staticmethod
+    def forward(ctx: Any, record: StepRecord, spikes: Tensor, v: Tensor | None, *weights: Tensor) -> Tensor:
+        """Args: the step's record, y [B, ...], v = u - threshold if psi carries the signal else None, one weight per input."""
+        ctx.stllr_boundary = True
+        ctx.record = record
+        ctx.v_dtype = None if v is None else v.dtype
+        ctx.set_materialize_grads(False)
+        return spikes.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, delta: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Turns delta = dL/dy into the gradients of y or v (to carry on) and of the weights."""
+        record: StepRecord = ctx.record
+        nothing = (None,) * len(ctx.needs_input_grad)
+        if delta is None:
+            return nothing
+        delta = record.supervision.mask(delta, record.step)
+        if delta is None:
+            return nothing
+        with _without_autocast(delta):
+            gradients = record.spike_gradients(delta)
+            carried = None
+            if record.psi_carries is not None:
+                carried = (delta.to(record.psi_carries.dtype) * record.psi_carries).to(ctx.v_dtype)
+        record.learner.count_capture()
+        return (None, delta if record.psi_carries is None else None, carried, *gradients)
+
+
+class StateGraft(Function):
+    """Identity on the states that a neuron returns; delivers the gradients of losses on membranes."""
+
+    @staticmethod
+    def forward(ctx: Any, record: StepRecord, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Args: the step's record, the number of states, then the states and one weight per input."""
+        ctx.stllr_boundary = True
+        ctx.record = record
+        ctx.count = count
+        ctx.set_materialize_grads(False)
+        return tuple(state.detach() for state in tensors[:count])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *deltas: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Turns dL/d(state) into the gradients of the states (to carry on) and of the weights."""
+        record: StepRecord = ctx.record
+        masked = [None if delta is None else record.supervision.mask(delta, record.step) for delta in deltas]
+        if all(delta is None for delta in masked):
+            return (None,) * len(ctx.needs_input_grad)
+        with _without_autocast(next(delta for delta in masked if delta is not None)):
+            gradients = record.state_gradients(masked)
+        record.learner.count_capture()
+        return (None, None, *masked, *gradients)
+
+
+def _without_autocast(tensor: Tensor) -> torch.autocast:
+    # A backward call inside the user's autocast region must not cast our products to half precision.
+    return torch.autocast(device_type=tensor.device.type, enabled=False)
+
+
+def find_calls(root: Node, output_shape: torch.Size) -> list[tuple[Node, SynapseCall, bool]]:
+    """Walks the graph of one step from the membrane back to the synapse calls that feed it.
+
+    Args:
+        root: Graph node of the membrane.
+        output_shape: The membrane's shape.
+
+    Returns:
+        For each tag that was reached: its node, its call, and whether the membrane depends on it through additions
+            alone
+        (so that du/d(output) is the identity). Spikes of other neurons end the walk.
+    """
+    found: list[tuple[Node, SynapseCall, bool]] = []
+    seen: set[Node] = set()
+    tangled = False
+    stack: list[tuple[Node, bool]] = [(root, True)]
+    while stack:
+        node, identity = stack.pop()
+        if node in seen:
+            tangled = True  # two paths lead here: their sum is not the identity
+            continue
+        seen.add(node)
+        call = getattr(node, "stllr_call", None)
+        if call is not None:
+            found.append((node, call, identity and call.output_shape == output_shape))
+            continue
+        if getattr(node, "stllr_boundary", False):
+            continue
+        name = node.name()
+        for position, (following, _) in enumerate(node.next_functions):
+            if following is None or following.name() == "torch::autograd::AccumulateGrad":
+                continue
+            adds = (name == "AddBackward0" and (position == 0 or node._saved_alpha == 1)) or (  # type: ignore[attr-defined]
+                name == "SubBackward0" and position == 0
+            )
+            stack.append((following, identity and adds))
+    if tangled:
+        found = [(node, call, False) for node, call, _ in found]
+    found.sort(key=lambda item: item[1].order)
+    return found

@@ -1,0 +1,632 @@
+"""The learner: attaches the rule to a model and is an optimizer to everything that takes one."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from stllr_plugin.attach import Plan, plan_attachment, warn
+from stllr_plugin.errors import (
+    AttachmentError,
+    NoGradientCapturedError,
+    NonFiniteError,
+    NotAttachedError,
+    RuleError,
+    StateError,
+)
+from stllr_plugin.hooks import LiftGuard, ModuleSite, NeuronSite, OwnWeightSite, SynapseSite
+from stllr_plugin.nn import SequenceDropout
+from stllr_plugin.report import Edge, Report
+from stllr_plugin.rule import STLLRRule
+from stllr_plugin.signals import DirectFeedback, Feedback, LearningSignal
+from stllr_plugin.streaming import OnlineRun, run_online, run_two_pass
+from stllr_plugin.supervision import Supervision
+
+_STATE_KEY = "stllr"
+
+
+class STLLRLearner(Optimizer):
+    """Trains an existing snnTorch or Norse model with S-TLLR.
+
+    Attaching is all that is needed: from then on the gradients that ``loss.backward()`` leaves in ``.grad`` are those
+        of the rule. With
+    an optimizer the learner *is* that optimizer to everything that takes one (schedulers, GradScaler, Lightning)::
+
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+        optimizer = STLLRLearner(net, optimizer, rule="dvs_gesture")
+
+    Args:
+        model: The network; it keeps its class, parameters, buffers and ``state_dict`` keys.
+        optimizer: What updates the weights; None if you call your own optimizer's ``step()`` yourself (then call
+            :meth:`reset` before each sequence yourself too).
+        rule: An :class:`STLLRRule` or the name of a preset.
+        layer_rules: Rules for some layers: shell-style pattern of a synapse's or a neuron's module name to rule or
+            preset. The first pattern that matches wins; a rule for the synapse goes before one for the neuron that it
+            feeds.
+        learning_signal: "bp" (through the layers of the same step), "dfa" or "sign_dfa" (direct feedback alignment).
+        output: Name of the module whose output the loss sees, for direct feedback; by default the last synapse or
+            neuron.
+        feedback_seed: Seed of the feedback matrices; by default ``torch.initial_seed()``.
+        supervise_last: Supervise the last k steps of each sequence; None supervises all steps for which you call
+            backward.
+        num_steps: Length of the sequences, if fixed. With ``supervise_last`` the steps before the supervised ones then
+            keep no graph.
+        exclude: Patterns of module names to leave alone.
+        reset_after_step: Whether :meth:`step` ends the sequence. Pass False to update within a sequence, and call
+            :meth:`reset` yourself.
+        check_finite: Whether :meth:`step` looks for NaN and infinity first (one read from the device).
+
+    Raises:
+        AttachmentError: If the model cannot be trained as it is; lists every problem. The model is then unchanged.
+        RuleError: If a rule or a setting is not valid.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None = None,
+        *,
+        rule: str | STLLRRule,
+        layer_rules: Mapping[str, str | STLLRRule] | None = None,
+        learning_signal: Literal["bp", "dfa", "sign_dfa"] = "bp",
+        output: str | None = None,
+        feedback_seed: int | None = None,
+        supervise_last: int | None = None,
+        num_steps: int | None = None,
+        exclude: str | Iterable[str] = (),
+        reset_after_step: bool = True,
+        check_finite: bool = True,
+    ) -> None:
+        """See the class."""
+        _check_count("supervise_last", supervise_last)
+        _check_count("num_steps", num_steps)
+        if isinstance(optimizer, STLLRLearner):
+            raise AttachmentError(["optimizer is an STLLRLearner itself; pass the optimizer that it wraps."])
+        if optimizer is not None and not isinstance(optimizer, Optimizer):
+            raise AttachmentError(
+                [f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer (or None)."]
+            )
+        excluded = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+        plan = plan_attachment(model, rule, dict(layer_rules or {}), learning_signal, output, excluded)
+
+        self._inner: Optimizer | None = None
+        groups = optimizer.param_groups if optimizer is not None else []
+        super().__init__(groups or [torch.zeros(0)], {} if optimizer is None else optimizer.defaults)
+        self._inner = optimizer
+        if optimizer is None:
+            self.param_groups = []
+
+        self.model = model
+        self.learning_signal = learning_signal
+        self.reset_after_step = reset_after_step
+        self.check_finite = check_finite
+        self.supervision = Supervision(last=supervise_last)
+        self._num_steps = num_steps
+        self._plan = plan
+        self._enabled = True
+        self._attached = False
+        self._captures = 0
+        self._orders = 0
+        self._single_step_updates = 0
+        self._edge_names: dict[str, str] = {}
+        self._handles: list[Any] = []
+        self._sites: list[SynapseSite] = []
+        self._neurons: list[NeuronSite] = []
+        self.signal = self._build_signal(plan, feedback_seed)
+        self.supervision.begin(num_steps, None)
+        self._attach(plan)
+
+    # -- attaching
+    # --------------------------------------------------------------------------------------------------------
+
+    def _build_signal(self, plan: Plan, seed: int | None) -> LearningSignal:
+        if self.learning_signal == "bp":
+            return LearningSignal()
+        assert plan.output is not None
+        name, module = plan.output
+        inside = {id(child) for child in module.modules()}
+        hidden = [neuron for neuron, child, adapter in plan.neurons if adapter.spiking and id(child) not in inside]
+        seed = torch.initial_seed() if seed is None else seed
+        return DirectFeedback(self, name, module, hidden, self.learning_signal == "sign_dfa", seed)
+
+    def _attach(self, plan: Plan) -> None:
+        for name, module, synapse in plan.synapses:
+            site = ModuleSite(self, name, module, synapse, plan.rules.get(name))
+            self._sites.append(site)
+            self._handles += site.attach()
+        for name, module, adapter in plan.neurons:
+            own = [
+                OwnWeightSite(self, f"{name}.{weight}", plan.rules.get(f"{name}.{weight}"))
+                for weight in adapter.weight_names
+            ]
+            self._sites += own
+            neuron = NeuronSite(self, name, module, adapter, plan.rules.get(name, plan.rule), own)
+            self._neurons.append(neuron)
+            self._handles += neuron.attach()
+        for name, module in plan.lifts:
+            self._handles.append(module.register_forward_pre_hook(LiftGuard(self, name)))
+        self._handles += self.signal.attach()
+        self._ignored_before = self._keep_ddp_off_states()
+        self._attached = True
+
+    def _keep_ddp_off_states(self) -> list[str] | None:
+        """Tells a later DistributedDataParallel(model) to leave hidden states out of its buffer broadcast."""
+        names = [
+            f"{neuron.name}.{buffer}"
+            for neuron in self._neurons
+            for buffer in neuron.adapter.state_buffers(neuron.module)
+        ]
+        before: list[str] | None = getattr(self.model, "_ddp_params_and_buffers_to_ignore", None)
+        if names:
+            self.model._ddp_params_and_buffers_to_ignore = [*(before or []), *names]  # type: ignore[assignment]
+        return before
+
+    def detach(self) -> None:
+        """Takes everything off the model again, which is then bit for bit what it was. Calling it twice is harmless."""
+        if not self._attached:
+            return
+        for handle in self._handles:
+            handle.remove()
+        for neuron in self._neurons:
+            neuron.detach()
+        if self._ignored_before is None:
+            self.model.__dict__.pop("_ddp_params_and_buffers_to_ignore", None)
+        else:
+            self.model._ddp_params_and_buffers_to_ignore = self._ignored_before  # type: ignore[assignment]
+        self._handles.clear()
+        self._enabled = self._attached = False
+
+    def __enter__(self) -> STLLRLearner:
+        """The learner, attached until the block ends."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Detaches, also after an error."""
+        self.detach()
+
+    def enable(self) -> None:
+        """Switches the rule on again after :meth:`disable`."""
+        self._require_attached()
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Lets the model run and train as if nothing were attached, until :meth:`enable`."""
+        self._enabled = False
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the rule is switched on."""
+        return self._enabled
+
+    @property
+    def attached(self) -> bool:
+        """Whether the learner is attached to its model."""
+        return self._attached
+
+    def _require_attached(self) -> None:
+        if not self._attached:
+            raise NotAttachedError("This learner was detached from its model; build a new STLLRLearner to go on.")
+
+    # -- for the hooks
+    # ----------------------------------------------------------------------------------------------------
+
+    def is_recording(self, module: nn.Module) -> bool:
+        """Whether the rule acts on a call of this module now: enabled, in training mode, gradients enabled."""
+        return self._enabled and module.training and torch.is_grad_enabled()
+
+    def next_order(self) -> int:
+        """Number of the next synapse call."""
+        self._orders += 1
+        return self._orders
+
+    def count_capture(self) -> None:
+        """Notes that a gradient of the rule was delivered."""
+        self._captures += 1
+
+    def edge_name(self, synapse: str, neuron: str, number: int) -> str:
+        """Name of an edge; calls of one synapse on several inputs within a step are numbered."""
+        name = f"{synapse}->{neuron}" + (f"#{number + 1}" if number else "")
+        self._edge_names.setdefault(name, synapse)
+        return name
+
+    @property
+    def distributed(self) -> bool:
+        """Whether several processes train together."""
+        dist = torch.distributed
+        return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+    # -- the optimizer
+    # ----------------------------------------------------------------------------------------------------
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The optimizer that updates the weights."""
+        return self._inner
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """Those of the inner optimizer."""
+        return self._own_groups if self._inner is None else self._inner.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        if self._inner is None:
+            self._own_groups = groups
+        else:
+            self._inner.param_groups = groups
+
+    @property
+    def state(self) -> defaultdict[Tensor, Any]:  # type: ignore[override]
+        """That of the inner optimizer."""
+        return self._own_state if self._inner is None else self._inner.state
+
+    @state.setter
+    def state(self, state: defaultdict[Tensor, Any]) -> None:
+        if self._inner is None:
+            self._own_state = state
+        else:
+            self._inner.state = state
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients of the inner optimizer's parameters (without one: of the model's)."""
+        if self._inner is None:
+            self.model.zero_grad(set_to_none)
+        else:
+            self._inner.zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group to the inner optimizer."""
+        if self._inner is None:
+            super().add_param_group(param_group)
+        else:
+            self._inner.add_param_group(param_group)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Updates the weights, then ends the sequence (unless ``reset_after_step=False``).
+
+        Args:
+            closure: As in torch: evaluates the model, calls backward and returns the loss.
+
+        Raises:
+            NoGradientCapturedError: If no gradient of the rule arrived since the last step.
+            NonFiniteError: If a trace or a gradient is NaN or infinite; nothing was updated.
+            NotAttachedError: After :meth:`detach`.
+        """
+        self._require_attached()
+        if self._inner is None:
+            raise RuleError(
+                "This learner was built without an optimizer; pass one, or call your own optimizer's step()."
+            )
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self._enabled:
+            self._check_captured()
+            if self.check_finite:
+                self.assert_finite()
+        self._inner.step()
+        self._captures = 0
+        if self.reset_after_step:
+            self._warn_of_resets_within_sequences()
+            self._reset(None, ended_by_step=True)
+            self.supervision.begin(self._num_steps, None)
+        return loss
+
+    def _check_captured(self) -> None:
+        if self._captures:
+            return
+        reasons = []
+        if not self.model.training:
+            reasons.append("the model is in eval() mode")
+        if self.supervision.clock < 0:
+            reasons.append("no time step ran in training mode with gradients enabled since the last reset")
+        else:
+            reasons.append("loss.backward() did not reach a neuron or readout at a supervised step")
+        raise NoGradientCapturedError(
+            f"step() was called, but no synapse received a gradient of the rule since the last step: {' and '.join(reasons)}. "
+            "Nothing was updated. Run the model with model.train(), call loss.backward() on the outputs of supervised steps, "
+            "then step()."
+        )
+
+    def _warn_of_resets_within_sequences(self) -> None:
+        self._single_step_updates = self._single_step_updates + 1 if self.supervision.clock == 0 else 0
+        if self._single_step_updates == 3 and self._num_steps != 1:
+            warn(
+                "Each of the last three step() calls came after a single time step, and each reset the neurons and the traces. If you "
+                "update at every time step of a sequence, build the learner with reset_after_step=False and call learner.reset() "
+                "before each sequence."
+            )
+
+    def assert_finite(self) -> None:
+        """Looks for NaN and infinity in traces and in the gradients of the model.
+
+        Raises:
+            NonFiniteError: Names the first place in the order input, membrane, gradient.
+        """
+        checks: list[tuple[str, Tensor]] = []
+        for neuron in self._neurons:
+            for traces in neuron.sequences.values():
+                for edge in traces.edges.values():
+                    if edge.pre is not None:
+                        checks.append(
+                            (f"the presynaptic trace of edge {edge.name}: the input of that synapse was", edge.pre)
+                        )
+                for post in traces.posts.values():
+                    if post.trace is not None:
+                        checks.append(
+                            (f"the postsynaptic trace of neuron {neuron.name!r}: psi of its membrane was", post.trace)
+                        )
+        for name, parameter in self.model.named_parameters():
+            if parameter.grad is not None:
+                checks.append(
+                    (f"the gradient of parameter {name!r}: the loss or the learning signal was", parameter.grad)
+                )
+        if not checks:
+            return
+        home = checks[0][1].device
+        flags = torch.stack([tensor.isfinite().all().to(home) for _, tensor in checks]).cpu()
+        if not bool(flags.all()):
+            place = checks[int(flags.logical_not().nonzero()[0])][0]
+            raise NonFiniteError(
+                f"NaN or infinity in {place} not finite. Nothing was updated. Look for NaN in the data, for exploding weights (clip the gradients, "
+                "lower the learning rate), or for a psi or surrogate that overflows."
+            )
+
+    # -- sequences
+    # --------------------------------------------------------------------------------------------------------
+
+    def reset(self, mask: Tensor | None = None, *, num_steps: int | None = None, lengths: Tensor | None = None) -> None:
+        """Begins a new sequence: clears the traces and the states of this model's neurons, and of no other model's.
+
+        States that you carry in variables of your own (explicit snnTorch or Norse states) are yours to start afresh.
+
+        Args:
+            mask: Bool [B]: resets only these samples, within a running batch.
+            num_steps: Length of the sequence to come; by default that given to the constructor.
+            lengths: Integer [B], the length of each sample: ``supervise_last`` counts from each sample's own end, and
+                steps past a sample's end teach nothing.
+
+        Raises:
+            StateError: If an argument is not valid or does not fit the running batch.
+        """
+        self._require_attached()
+        if mask is not None:
+            if num_steps is not None or lengths is not None:
+                raise StateError(
+                    "reset(mask) keeps the running sequence; num_steps and lengths begin a new one. Pass one or the other."
+                )
+            mask = torch.as_tensor(mask)
+            if mask.dim() != 1 or mask.dtype != torch.bool:
+                raise StateError(f"mask must be a bool tensor [B]; found {mask.dtype} of shape {tuple(mask.shape)}.")
+            self._reset(mask, ended_by_step=False)
+            return
+        if lengths is None and num_steps is None:
+            num_steps = self._num_steps
+        self.supervision.begin(num_steps, lengths)
+        self._reset(None, ended_by_step=False)
+
+    def _reset(self, mask: Tensor | None, ended_by_step: bool) -> None:
+        for neuron in self._neurons:
+            neuron.reset(mask, ended_by_step)
+        if mask is None:
+            self.signal.restart()
+            self.supervision.clock = -1
+            for module in self.model.modules():
+                if isinstance(module, SequenceDropout):
+                    module.reset_mask()
+
+    def online(
+        self,
+        output: nn.Module | str,
+        loss_fn: Callable[..., Tensor | None],
+        *,
+        num_steps: int | None = None,
+        backward: Callable[[Tensor], Any] | None = None,
+    ) -> AbstractContextManager[OnlineRun]:
+        """Constant memory for a model whose time loop is inside ``forward``: a backward pass at each step, from within.
+
+        ::
+
+            with learner.online(net.lif2, lambda spk, mem: cross_entropy(mem, labels)) as run:
+                net(data)
+            optimizer.step()
+            print(run.loss)
+
+        Args:
+            output: The module (or its name) whose outputs the loss of a step needs.
+            loss_fn: Called at each supervised step with what the module returned; returns the step's loss, or None to
+                skip the step.
+            num_steps: Number of steps; needed with ``supervise_last`` unless the learner knows it.
+            backward: Called with each step's loss instead of ``loss.backward()``, e.g. ``lambda loss:
+                scaler.scale(loss).backward()``.
+
+        Returns:
+            A context manager giving an :class:`~stllr_plugin.streaming.OnlineRun`. Within it the module's outputs come
+            back detached.
+
+        Raises:
+            StateError: If ``supervise_last`` is set and the number of steps is not known, or several processes train
+                together.
+        """
+        self._require_attached()
+        return run_online(self, self._module(output), loss_fn, num_steps, backward)
+
+    def two_pass(self, output: nn.Module | str, loss_fn: Callable[[Any], Tensor], forward: Callable[[], Any]) -> Tensor:
+        """Exact gradients at constant memory for a loss that is not a sum over time steps, e.g. on spike counts.
+
+        A first pass without a graph records the outputs and yields dL/d(output) of each step; a second pass, equal to
+        the first, delivers them step by step::
+
+            loss = learner.two_pass(net.lif2, lambda spikes: count_loss(spikes, labels), lambda: net(data))
+            optimizer.step()
+
+        Args:
+            output: The module (or its name) from whose outputs the loss is computed.
+            loss_fn: Maps what ``forward`` returns to the loss; must depend on the model through the module's outputs
+                only.
+            forward: Runs the whole sequence, states included, and returns what ``loss_fn`` takes. It is called twice.
+
+        Returns:
+            The loss, detached.
+
+        Raises:
+            StateError: If the two passes differ, e.g. through randomness outside of torch's generators.
+        """
+        self._require_attached()
+        return run_two_pass(self, self._module(output), loss_fn, forward)
+
+    def _module(self, module: nn.Module | str) -> nn.Module:
+        if isinstance(module, str):
+            found = dict(self.model.named_modules()).get(module)
+            if found is None:
+                raise StateError(
+                    f"The model has no module named {module!r}; it has {[n for n, _ in self.model.named_modules() if n]}."
+                )
+            return found
+        if not any(module is child for child in self.model.modules()):
+            raise StateError(
+                f"The given {type(module).__name__} is not part of the attached model; pass one of its own modules or a name."
+            )
+        return module
+
+    # -- looking inside
+    # -----------------------------------------------------------------------------------------------------
+
+    @property
+    def feedback(self) -> Feedback:
+        """Feedback matrices by neuron module name, [outputs, *neuron shape]; may be read and set.
+
+        Raises:
+            RuleError: If the learning signal uses none.
+        """
+        if not isinstance(self.signal, DirectFeedback):
+            raise RuleError(f'learning_signal="{self.learning_signal}" uses no feedback matrices.')
+        return self.signal.feedback
+
+    def report(self) -> Report:
+        """What is trained how; print it. Connections show once the model has run a step in training mode."""
+        edges: dict[str, Edge] = {}
+        rules = {site.name: site.rule for site in self._sites}
+        for neuron in self._neurons:
+            for traces in neuron.sequences.values():
+                for edge in traces.edges.values():
+                    synapse = self._edge_names[edge.name]
+                    rule = rules[synapse] or neuron.rule
+                    edges[edge.name] = Edge(edge.name, synapse, neuron.name, rule.describe())
+        fed = {edge.synapse for edge in edges.values()}
+        frozen = {name for name, module, synapse in self._plan.synapses if not synapse.trainable(module)}
+        readouts = tuple(s.name for s in self._sites if s.name not in fed and s.name not in frozen) if edges else ()
+        return Report(
+            edges=tuple(edges.values()),
+            synapses={site.name: type(getattr(site, "module", site)).__name__ for site in self._sites},
+            neurons={neuron.name: type(neuron.module).__name__ for neuron in self._neurons},
+            readouts=readouts,
+            other_parameters=tuple(self._plan.other_parameters),
+            excluded=tuple(self._plan.excluded),
+            settings={
+                "learning_signal": self.learning_signal,
+                "supervise_last": self.supervision.last,
+                "num_steps": self._num_steps,
+                "propagate": self._plan.rule.propagate,
+                "convention": self._plan.rule.convention,
+                "enabled": self._enabled,
+            },
+        )
+
+    def traces(self) -> dict[str, dict[str, Tensor | None]]:
+        """The running traces by edge name: "pre" of the synapse's input shape, "post" of the neuron's; None where there is none."""
+        result: dict[str, dict[str, Tensor | None]] = {}
+        for neuron in self._neurons:
+            for traces in neuron.sequences.values():
+                for edge in traces.edges.values():
+                    post = next((post.trace for post in traces.posts.values()), None)
+                    result[edge.name] = {"pre": edge.pre, "post": post}
+        return result
+
+    def memory_usage(self) -> dict[str, int]:
+        """Bytes held between time steps: "pre" and "post" traces, "feedback" matrices, and their "total"."""
+        usage = {"pre": 0, "post": 0, "feedback": 0}
+        for neuron in self._neurons:
+            for traces in neuron.sequences.values():
+                usage["pre"] += sum(_bytes(edge.pre) for edge in traces.edges.values())
+                usage["post"] += sum(_bytes(post.trace) for post in traces.posts.values())
+        if isinstance(self.signal, DirectFeedback):
+            usage["feedback"] = sum(_bytes(matrix) for matrix in self.signal.feedback.values())
+        return {**usage, "total": sum(usage.values())}
+
+    def __repr__(self) -> str:
+        """Settings and counts, on one line."""
+        kind = "no optimizer" if self._inner is None else type(self._inner).__name__
+        return (
+            f"STLLRLearner({type(self.model).__name__}, {kind}, {len(self._sites)} synapses, {len(self._neurons)} neurons, "
+            f"learning_signal={self.learning_signal!r}, rule={self._plan.rule})"
+        )
+
+    # -- checkpoints
+    # --------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The inner optimizer's state, and under "stllr" the rules and feedback matrices. Traces belong to a sequence and are left out."""
+        inner: dict[str, Any] = {"state": {}, "param_groups": []} if self._inner is None else self._inner.state_dict()
+        own: dict[str, Any] = {
+            "rule": self._plan.rule.describe(),
+            "layer_rules": {name: rule.describe() for name, rule in self._plan.rules.items()},
+            "learning_signal": self.learning_signal,
+        }
+        if isinstance(self.signal, DirectFeedback):
+            own["feedback"] = {name: matrix.clone() for name, matrix in self.signal.feedback.items()}
+            own["feedback_seed"] = self.signal.feedback.seed
+        return {**inner, _STATE_KEY: own}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
+        """Loads what :meth:`state_dict` gave; a plain optimizer's state works too.
+
+        Warns if the saved rule differs from this learner's, which stays in force.
+
+        Raises:
+            RuleError: If the learning signal differs, or feedback matrices name neurons that this model does not have.
+        """
+        state = dict(state_dict)
+        own = state.pop(_STATE_KEY, None)
+        if own is not None:
+            if own["learning_signal"] != self.learning_signal:
+                raise RuleError(
+                    f"The checkpoint was made with learning_signal={own['learning_signal']!r}, this learner has {self.learning_signal!r}."
+                )
+            if isinstance(self.signal, DirectFeedback):
+                unknown = sorted(set(own["feedback"]) - set(self.signal.feedback.names))
+                if unknown:
+                    raise RuleError(
+                        f"The checkpoint has feedback matrices for {unknown}; this model has {self.signal.feedback.names}."
+                    )
+        if self._inner is not None:
+            self._inner.load_state_dict(state)
+        if own is None:
+            return
+        if own["rule"] != self._plan.rule.describe():
+            warn(
+                f"The checkpoint was made with rule {own['rule']}; this learner goes on with {self._plan.rule.describe()}."
+            )
+        if isinstance(self.signal, DirectFeedback):
+            self.signal.feedback.seed = own["feedback_seed"]
+            for name, matrix in own["feedback"].items():
+                self.signal.feedback[name] = matrix
+
+
+def _check_count(name: str, value: int | None) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise RuleError(f"{name}={value!r}: expected a positive number of time steps, or None.")
+
+
+def _bytes(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.numel() * tensor.element_size()

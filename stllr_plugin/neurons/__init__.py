@@ -1,0 +1,36 @@
+"""Neuron adapters: what the learner must know of each library's neurons.
+
+Adapters load only when a model holds a module of their library, so that the package imports torch alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from torch import nn
+
+from stllr_plugin.neurons.base import NeuronAdapter, registered_adapters, registered_refusals
+
+# Root package of a module's class -> the adapter module that knows it.
+_LIBRARIES = {"snntorch": "stllr_plugin.neurons.snntorch", "norse": "stllr_plugin.neurons.norse"}
+
+__all__ = ["NeuronAdapter", "find_adapter", "find_refusal"]
+
+
+def _load_adapters(module: nn.Module) -> None:
+    for kind in type(module).__mro__:
+        library = _LIBRARIES.get(kind.__module__.partition(".")[0])
+        if library is not None:
+            importlib.import_module(library)
+
+
+def find_adapter(module: nn.Module) -> NeuronAdapter | None:
+    """The adapter of a module, or None where it is no supported neuron."""
+    _load_adapters(module)
+    return next((adapter for adapter in registered_adapters() if adapter.matches(module)), None)
+
+
+def find_refusal(module: nn.Module) -> str | None:
+    """Why a module that has no adapter is a neuron that cannot be trained, and what to do; None where it is no neuron."""
+    _load_adapters(module)
+    return next((reason for refuse in registered_refusals() if (reason := refuse(module)) is not None), None)

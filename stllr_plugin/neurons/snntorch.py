@@ -1,0 +1,214 @@
+"""Adapter for snnTorch 1.x neurons.
+
+u is the argument of the neuron's own ``fire`` method, tapped on the instance: exact for every reset mechanism, delay
+and quantisation, and it works for user subclasses that call ``self.fire``. (``spike_grad`` cannot be tapped: it runs
+twice per step.)
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import snntorch
+import torch
+from torch import Tensor, nn
+
+from stllr_plugin.neurons.base import (
+    Installation,
+    MembraneTap,
+    NeuronAdapter,
+    NeuronStep,
+    register_adapter,
+    register_refusal,
+)
+from stllr_plugin.synapses import Synapse, register_synapse
+
+_STATES: dict[type, tuple[str, ...]] = {
+    snntorch.Leaky: ("mem",),
+    snntorch.RLeaky: ("spk", "mem"),
+    snntorch.Synaptic: ("syn", "mem"),
+    snntorch.RSynaptic: ("spk", "syn", "mem"),
+    snntorch.Lapicque: ("mem",),
+}
+
+# Neurons of snnTorch without a form of the rule: why, and what to use.
+_REFUSED: dict[str, str] = {
+    "Alpha": "its membrane does not depend on the input of the same time step (du[t]/dI[t] = 0), so no learning signal could reach "
+    "the layers below; use snntorch.Synaptic",
+    "DeltaLeaky": "its spikes compare changes of the membrane, which is not supported yet; use snntorch.Leaky",
+    "SLSTM": "its gates multiply, so its weights have no eligibility of the form psi * trace; use snntorch.RSynaptic",
+    "SConv2dLSTM": "its gates multiply, so its weights have no eligibility of the form psi * trace; use snntorch.RSynaptic",
+    "LeakyParallel": "it runs all time steps in one call, which an online rule cannot train; use nn.Linear and snntorch.Leaky",
+    "StateLeaky": "it runs all time steps in one call, which an online rule cannot train; use snntorch.Leaky",
+    "LinearLeaky": "it runs all time steps in one call, which an online rule cannot train; use nn.Linear and snntorch.Leaky",
+    "AssociativeLeaky": "it runs all time steps in one call, which an online rule cannot train; use snntorch.Leaky",
+}
+
+
+class _FireTap(MembraneTap):
+    """Stands in for ``fire`` on one instance."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        # What the instance itself had under this name (a user's override), else the method of its class.
+        self.original = module.__dict__.get("fire")
+
+    def __call__(self, mem: Tensor) -> Tensor:
+        if self.open:
+            self.calls.append((mem,))
+        if self.original is not None:
+            return self.original(mem)  # type: ignore[no-any-return]
+        return type(self.module).fire(self.module, mem)  # type: ignore[attr-defined, no-any-return]
+
+    def _plain(self, module: nn.Module) -> Any:
+        return self.original if self.original is not None else types.MethodType(type(module).fire, module)  # type: ignore[attr-defined]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy of the model gets the untapped method, bound to the copy."""
+        return self._plain(memo.get(id(self.module), self.module))
+
+    def __reduce__(self) -> Any:
+        if self.original is not None:
+            return (_same, (self.original,))
+        return (types.MethodType, (type(self.module).fire, self.module))  # type: ignore[attr-defined]
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+@register_adapter
+class SnnTorchAdapter(NeuronAdapter):
+    """Leaky, RLeaky, Synaptic, RSynaptic and Lapicque, with hidden or explicit states."""
+
+    def matches(self, module: nn.Module) -> bool:
+        """See the base class."""
+        return isinstance(module, tuple(_STATES))
+
+    def problems(self, module: nn.Module) -> list[str]:
+        """See the base class."""
+        found = []
+        neuron: Any = module
+        if neuron.inhibition:
+            found.append("inhibition=True (winner takes all) is not supported yet; use inhibition=False")
+        if neuron.state_quant:
+            found.append("state_quant is not supported yet; train without it")
+        factor = neuron.graded_spikes_factor
+        if isinstance(factor, nn.Parameter) or not bool((factor == 1).all()):
+            found.append(
+                "graded_spikes_factor other than 1 is not supported yet; scale the spikes outside of the neuron"
+            )
+        if isinstance(module, snntorch.RSynaptic) and not neuron.reset_delay:
+            found.append("reset_delay=False is ignored or raises in snnTorch's RSynaptic; use reset_delay=True")
+        return found
+
+    def install(self, module: nn.Module) -> Installation:
+        """See the base class."""
+        before = module.__dict__.get("fire")
+        tap = _FireTap(module)
+        module.fire = tap  # type: ignore[assignment]
+
+        def uninstall() -> None:
+            if module.__dict__.get("fire") is tap:
+                del module.__dict__["fire"]
+                if before is not None:
+                    module.__dict__["fire"] = before
+
+        return Installation(tap, uninstall)
+
+    def state_buffers(self, module: nn.Module) -> tuple[str, ...]:
+        """See the base class."""
+        return next(names for kind, names in _STATES.items() if isinstance(module, kind))
+
+    def detach_states(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any], Tensor | None]:
+        """See the base class."""
+        names = self.state_buffers(module)
+        states: dict[str, Any] = {name: module._buffers.get(name) for name in names}
+        if len(args) > 1 or len(kwargs) > 1 or (kwargs and "input_" not in kwargs):
+            args = (*args[:1], *(_detached(state) for state in args[1:]))
+            kwargs = {name: value if name == "input_" else _detached(value) for name, value in kwargs.items()}
+            given = {**dict(zip(names, args[1:], strict=False)), **kwargs}
+            states.update({name: value for name, value in given.items() if value is not None and name in states})
+        for name in names:
+            buffer = module._buffers.get(name)
+            if buffer is not None and buffer.requires_grad:
+                module._buffers[name] = buffer.detach()
+        membrane = states["mem"]
+        current = args[0] if args else kwargs["input_"]
+        # snnTorch starts from zeros where the shape of the state is not that of the input.
+        fits = isinstance(membrane, Tensor) and membrane.shape == current.shape
+        return args, kwargs, membrane if fits else None
+
+    def read_step(self, module: nn.Module, tap: MembraneTap, output: Any) -> NeuronStep:
+        """See the base class."""
+        spikes = output[0] if isinstance(output, tuple) else output
+        if not tap.calls:
+            return NeuronStep(None, None, spikes)
+        (membrane,) = tap.calls[-1]
+        return NeuronStep(membrane, membrane - module.threshold, spikes)
+
+    def replace(self, module: nn.Module, output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+        """See the base class."""
+        for name in self.state_buffers(module):
+            module._buffers[name] = change(module._buffers[name])  # type: ignore[arg-type]
+        if isinstance(output, tuple):
+            return tuple(change(item) for item in output)
+        return change(output)
+
+    def spike_function(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+        """See the base class."""
+        return module.spike_grad  # type: ignore[return-value]
+
+    def reset_states(self, module: nn.Module, mask: Tensor | None) -> None:
+        """See the base class."""
+        if mask is None:
+            module.reset_mem()  # type: ignore[operator]
+            return
+        for name in self.state_buffers(module):
+            state = module._buffers[name]
+            if state is not None and state.dim() > 0 and state.shape[0] == mask.shape[0]:
+                rows = mask.to(state.device).view(-1, *[1] * (state.dim() - 1))
+                module._buffers[name] = torch.where(rows, torch.zeros_like(state), state.detach())
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+@register_refusal
+def _refuse(module: nn.Module) -> str | None:
+    if not isinstance(module, snntorch.SpikingNeuron) or isinstance(module, tuple(_STATES)):
+        return None
+    for kind in type(module).__mro__:
+        if kind.__name__ in _REFUSED:
+            return _REFUSED[kind.__name__]
+    return f"this neuron is not known; supported: {', '.join(kind.__name__ for kind in _STATES)} and their subclasses"
+
+
+class _OneToOne(Synapse):
+    """snnTorch's one-to-one recurrence: ``y[t-1] * V`` with V a scalar or one value per unit."""
+
+    weight_name = "V"
+    input_name = "x"
+
+    def problem(self, module: nn.Module) -> str | None:
+        """None: a V that is not learned is a plain tensor, and simply gets no gradient."""
+        return None
+
+    def weight_gradient(self, module: nn.Module, x: Tensor, g: Tensor, weight_shape: torch.Size) -> Tensor:
+        """See the base class; summed over the batch, and over the units that share a value."""
+        return (g * x).sum_to_size(weight_shape)
+
+
+def _register_one_to_one() -> None:
+    from snntorch._neurons import rleaky, rsynaptic
+
+    register_synapse(rleaky.RecurrentOneToOne, rsynaptic.RecurrentOneToOne)(_OneToOne)
+
+
+_register_one_to_one()

@@ -1,0 +1,71 @@
+"""Which time steps of a sequence are supervised.
+
+``supervise_last=k`` supervises the last k steps. Where the length is known beforehand (``num_steps``, or one length per
+sample) the earlier steps keep no graph at all; where it is not, their learning signals are dropped when the backward
+pass reaches them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stllr_plugin.errors import StateError
+
+
+@dataclass
+class Supervision:
+    """The supervised steps of the running sequence.
+
+    Attributes:
+        last: Number of supervised steps at the end of each sequence; None supervises every step.
+        num_steps: Length of the sequence, if known.
+        lengths: Length of each sample, int64 [B], if they differ.
+        clock: Index of the step that runs or ran last; -1 before the first.
+    """
+
+    last: int | None = None
+    num_steps: int | None = None
+    lengths: Tensor | None = None
+    clock: int = -1
+    _first: int = 0
+
+    def begin(self, num_steps: int | None, lengths: Tensor | None) -> None:
+        """Starts a sequence of known (or unknown) length."""
+        if lengths is not None:
+            lengths = torch.as_tensor(lengths)
+            if lengths.dim() != 1 or lengths.is_floating_point() or bool((lengths < 1).any()):
+                raise StateError(
+                    f"lengths must be a 1-D integer tensor of values >= 1, one per sample; found {lengths!r}."
+                )
+            longest = int(lengths.max())
+            if num_steps is not None and num_steps < longest:
+                raise StateError(f"num_steps={num_steps}, but the longest of the given lengths is {longest}.")
+        if num_steps is not None and num_steps < 1:
+            raise StateError(f"num_steps={num_steps}: expected a positive number of time steps.")
+        self.num_steps, self.lengths, self.clock = num_steps, lengths, -1
+        shortest = num_steps if lengths is None else int(lengths.min())
+        self._first = 0 if self.last is None or shortest is None else max(0, shortest - self.last)
+
+    def needs_graph(self, step: int) -> bool:
+        """Whether any sample is supervised at this step, as far as can be known while it runs."""
+        return step >= self._first
+
+    def mask(self, signal: Tensor, step: int) -> Tensor | None:
+        """Drops the learning signal [B, ...] of samples that are not supervised at this step; None if that is all of them."""
+        if self.lengths is not None:
+            lengths = self.lengths.to(signal.device)
+            if lengths.shape[0] != signal.shape[0]:
+                raise StateError(
+                    f"reset(lengths) was given {lengths.shape[0]} lengths for a batch of {signal.shape[0]}."
+                )
+            rows = step < lengths
+            if self.last is not None:
+                rows = rows & (step >= lengths - self.last)
+            return torch.where(rows.view(-1, *[1] * (signal.dim() - 1)), signal, torch.zeros_like(signal))
+        if self.last is None:
+            return signal
+        total = self.num_steps if self.num_steps is not None else self.clock + 1
+        return signal if step >= total - self.last else None

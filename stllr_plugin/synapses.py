@@ -1,0 +1,150 @@
+"""Synapse types: modules whose output is linear in a weight, and the weight gradient of each.
+
+The rule only needs ``weight_gradient(x, g)``: the gradient that the plain layer would give its weight for input x and
+output gradient g. With a trace in place of x it yields the causal term, with a postsynaptic factor in place of g the
+other one, so the eligibility e_ij is never materialised. A new type is one subclass with :func:`register_synapse`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrize
+
+_REGISTRY: dict[type[nn.Module], Synapse] = {}
+
+
+class Synapse:
+    """How one kind of layer depends on its weight.
+
+    Attributes:
+        weight_name: Name of the weight attribute.
+        input_name: Name of the input argument of ``forward``, for calls by keyword.
+    """
+
+    weight_name: ClassVar[str] = "weight"
+    input_name: ClassVar[str] = "input"
+
+    def problem(self, module: nn.Module) -> str | None:
+        """What stands against training this module (found, then what to do), or None."""
+        weight = getattr(module, self.weight_name, None)
+        if isinstance(weight, nn.parameter.UninitializedParameter):
+            return "its weight is not initialised yet (lazy layer); run one forward pass first"
+        if isinstance(weight, nn.Parameter) or parametrize.is_parametrized(module, self.weight_name):
+            return None
+        return (
+            f"`{self.weight_name}` is a plain tensor (old hook-style weight_norm or spectral_norm?); "
+            "use torch.nn.utils.parametrizations instead"
+        )
+
+    def trainable(self, module: nn.Module) -> list[nn.Parameter]:
+        """Parameters behind the weight that require a gradient (the originals, where the weight is parametrized)."""
+        if parametrize.is_parametrized(module, self.weight_name):
+            originals = module.parametrizations[self.weight_name].parameters()  # type: ignore[index, union-attr]
+            return [parameter for parameter in originals if parameter.requires_grad]
+        weight = module._parameters.get(self.weight_name)
+        return [weight] if weight is not None and weight.requires_grad else []
+
+    def weight_gradient(self, module: nn.Module, x: Tensor, g: Tensor, weight_shape: torch.Size) -> Tensor:
+        """Gradient of the weight for input x [B, ...] and output gradient g [B, ...], both of one float dtype."""
+        raise NotImplementedError
+
+
+def register_synapse(*types: type[nn.Module]) -> Callable[[type[Synapse]], type[Synapse]]:
+    """Class decorator that makes a :class:`Synapse` known for exactly these module types and their subclasses."""
+
+    def register(cls: type[Synapse]) -> type[Synapse]:
+        for kind in types:
+            _REGISTRY[kind] = cls()
+        return cls
+
+    return register
+
+
+def find_synapse(module: nn.Module) -> Synapse | None:
+    """The synapse type of a module, or None if it is not a synapse."""
+    for kind in type(module).__mro__:
+        if kind in _REGISTRY:
+            return _REGISTRY[kind]
+    return None
+
+
+@register_synapse(nn.Linear)
+class LinearSynapse(Synapse):
+    """``nn.Linear``, with any number of leading dimensions."""
+
+    def weight_gradient(self, module: nn.Module, x: Tensor, g: Tensor, weight_shape: torch.Size) -> Tensor:
+        """See the base class; leading dimensions are summed over."""
+        return g.reshape(-1, weight_shape[0]).t() @ x.reshape(-1, weight_shape[1])
+
+
+def linear_weight_gradient(x: Tensor, g: Tensor) -> Tensor:
+    """Gradient of ``weight`` in ``linear(x, weight)``: [out, in] from x [..., in] and g [..., out]."""
+    return g.reshape(-1, g.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
+
+
+@register_synapse(nn.Conv1d, nn.Conv2d, nn.Conv3d)
+class ConvSynapse(Synapse):
+    """Convolutions with any stride, dilation, groups, padding and padding mode."""
+
+    def weight_gradient(self, module: nn.Module, x: Tensor, g: Tensor, weight_shape: torch.Size) -> Tensor:
+        """See the base class."""
+        conv: Any = module
+        if x.dim() == len(weight_shape) - 1:  # unbatched
+            x, g = x.unsqueeze(0), g.unsqueeze(0)
+        padding = conv.padding
+        if isinstance(padding, str) or conv.padding_mode != "zeros":
+            # Padding is linear in the input, so the trace of the padded input is the padded trace.
+            mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+            x = functional.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
+            padding = (0,) * (len(weight_shape) - 2)
+        return _convolution_weight_gradient(
+            x, g, weight_shape, conv.stride, padding, conv.dilation, False, (0,) * len(padding), conv.groups
+        )
+
+
+@register_synapse(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+class ConvTransposeSynapse(Synapse):
+    """Transposed convolutions, ``output_size`` given or not."""
+
+    def weight_gradient(self, module: nn.Module, x: Tensor, g: Tensor, weight_shape: torch.Size) -> Tensor:
+        """See the base class."""
+        conv: Any = module
+        if x.dim() == len(weight_shape) - 1:
+            x, g = x.unsqueeze(0), g.unsqueeze(0)
+        # forward(x, output_size=...) picks the output padding per call; the size of g tells which.
+        output_padding = [
+            g.shape[2 + i]
+            - (
+                (x.shape[2 + i] - 1) * conv.stride[i]
+                - 2 * conv.padding[i]
+                + conv.dilation[i] * (weight_shape[2 + i] - 1)
+                + 1
+            )
+            for i in range(len(weight_shape) - 2)
+        ]
+        return _convolution_weight_gradient(
+            x, g, weight_shape, conv.stride, conv.padding, conv.dilation, True, output_padding, conv.groups
+        )
+
+
+def _convolution_weight_gradient(
+    x: Tensor,
+    g: Tensor,
+    weight_shape: torch.Size,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+) -> Tensor:
+    # The operator reads shape, dtype and device of the weight only, never its values.
+    weight = x.new_empty(1).expand(weight_shape)
+    return torch.ops.aten.convolution_backward(
+        g, x, weight, None, stride, padding, dilation, transposed, output_padding, groups, (False, True, False)
+    )[1]

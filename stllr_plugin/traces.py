@@ -1,0 +1,124 @@
+"""Traces: the only memory that the rule keeps between time steps.
+
+Per neuron and sequence there is one presynaptic trace per incoming synapse (of the size of that synapse's input) and
+one postsynaptic trace (of the size of the layer). Nothing here grows with the number of time steps or with the number
+of synapses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from stllr_plugin.activations import Psi
+from stllr_plugin.errors import StateError
+
+
+@dataclass(slots=True)
+class EdgeTraces:
+    """State of one edge, a synapse feeding a neuron.
+
+    Attributes:
+        name: ``"<synapse>-><neuron>"``.
+        pre: tr_x, shape of the synapse's input [B, ...]; None before the first step.
+    """
+
+    name: str
+    pre: Tensor | None = None
+
+    def advance(self, x: Tensor, decay: float) -> Tensor:
+        """``tr_x[t] = decay * tr_x[t-1] + x[t]``; returns tr_x[t]. Kept in float32 for half-precision inputs."""
+        x = full_precision(x.detach())
+        if self.pre is not None and self.pre.shape != x.shape:
+            raise StateError(
+                f"Edge {self.name}: the input has shape {tuple(x.shape)}, but the trace of this sequence has "
+                f"{tuple(self.pre.shape)}. Call learner.reset() before a batch of another size."
+            )
+        # Out of place: the graph of an earlier step may still hold the old trace.
+        if self.pre is None or decay == 0.0:
+            self.pre = x
+        else:
+            self.pre = torch.add(x, self.pre.to(x.device, x.dtype), alpha=decay)
+        return self.pre
+
+
+@dataclass(slots=True)
+class PostTrace:
+    """tr_psi of a neuron for one choice of psi and lambda_post; shape [B, *neuron shape]."""
+
+    psi: Psi | None
+    decay: float
+    trace: Tensor | None = None
+
+    def advance(self, psi: Tensor) -> Tensor | None:
+        """Returns tr_psi[t-1] and moves on to ``tr_psi[t] = decay * tr_psi[t-1] + psi(v[t])``."""
+        before = self.trace
+        if before is None or self.decay == 0.0:
+            self.trace = psi
+        else:
+            self.trace = torch.add(psi, before.to(psi.device, psi.dtype), alpha=self.decay)
+        return before
+
+
+@dataclass(slots=True)
+class NeuronTraces:
+    """All state of one neuron within one sequence.
+
+    A neuron module that serves several layers has one of these per set of synapses that feed it.
+
+    Attributes:
+        steps: Time steps seen since the sequence began.
+        edges: By (id of the synapse's site, number of the call within a step).
+        posts: By (psi, lambda_post).
+        last_membrane: Membrane that the last step returned (detached), and its version, to notice a new sequence.
+            Holding it keeps its memory from being given to another tensor, which would then look like the same state.
+        ended_by_step: Whether ``step()`` has just ended the sequence.
+    """
+
+    steps: int = 0
+    edges: dict[tuple[int, int], EdgeTraces] = field(default_factory=dict)
+    posts: dict[tuple[Psi | None, float], PostTrace] = field(default_factory=dict)
+    last_membrane: tuple[Tensor, int] | None = None
+    ended_by_step: bool = False
+
+    def restart(self) -> None:
+        """Forgets the sequence; edges keep their names."""
+        self.steps = 0
+        for edge in self.edges.values():
+            edge.pre = None
+        for post in self.posts.values():
+            post.trace = None
+
+    def remember(self, membrane: Tensor | None) -> None:
+        """Notes the membrane that a step returned."""
+        self.last_membrane = None if membrane is None else (membrane.detach(), membrane._version)
+
+    def returned(self, membrane: Tensor | None) -> bool:
+        """Whether an incoming membrane is, untouched, the one that the last step returned."""
+        if membrane is None or self.last_membrane is None:
+            return False
+        last, version = self.last_membrane
+        return membrane.data_ptr() == last.data_ptr() and membrane._version == version
+
+    def clear_samples(self, mask: Tensor) -> None:
+        """Zeroes the traces of the samples where mask [B] is true. Out of place, since graphs may hold the old ones."""
+        for edge in self.edges.values():
+            edge.pre = _cleared(edge.pre, mask, edge.name)
+        for post in self.posts.values():
+            post.trace = _cleared(post.trace, mask, "the postsynaptic trace")
+
+
+def _cleared(trace: Tensor | None, mask: Tensor, name: str) -> Tensor | None:
+    if trace is None:
+        return None
+    if trace.shape[0] != mask.shape[0]:
+        raise StateError(f"reset(mask): the mask has {mask.shape[0]} samples, but {name} has {trace.shape[0]}.")
+    rows = mask.to(trace.device).view(-1, *[1] * (trace.dim() - 1))
+    return torch.where(rows, torch.zeros_like(trace), trace)
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """Float32 for half-precision (and non-float) tensors; float32 and float64 pass through."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
