@@ -99,7 +99,8 @@ def _wrapper_problems(model: nn.Module) -> list[str]:
             ]
         if kind in ("DistributedDataParallel", "FullyShardedDataParallel"):
             return [
-                f"{where} is a {kind} wrapper. Attach to the bare model first, then wrap it: STLLRLearner(model.module, ...)."
+                f"{where} is a {kind} wrapper. Attach to the bare model first, then wrap it: "
+                "STLLRLearner(model.module, ...)."
             ]
         if kind == "OptimizedModule":
             return [f"{where} is compiled already. Attach to the bare model first, then call torch.compile(model)."]
@@ -143,7 +144,8 @@ def _discover(model: nn.Module, exclude: tuple[str, ...], plan: Plan, problems: 
             plan.lifts.append((name, module))
     if not plan.neurons and not problems:
         problems.append(
-            f"no spiking neuron of snnTorch or Norse was found in this {type(model).__name__}. The learner needs at least one, for "
+            f"no spiking neuron of snnTorch or Norse was found in this {type(model).__name__}. The learner needs at "
+            "least one, for "
             "example snntorch.Leaky or norse.torch.LIFCell; CONTRIBUTING.md shows how to add an adapter for others."
         )
 
@@ -153,7 +155,8 @@ def _check_attached(model: nn.Module, problems: list[str]) -> None:
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
             if isinstance(hook, OrphanHook):
                 problems.append(
-                    f"module {name!r} is part of a copy of an attached model; call stllr_plugin.remove_hooks(model) first."
+                    f"module {name!r} is part of a copy of an attached model; call stllr_plugin.remove_hooks(model) "
+                    "first."
                 )
                 return
             if isinstance(hook, Hook):
@@ -191,7 +194,8 @@ def _check_rules(plan: Plan, problems: list[str]) -> None:
             what = "psi=None" if resolve_psi(rule.psi) is None else 'propagate="surrogate"'
             problems.append(
                 f"Neuron {name!r} ({type(module).__name__}): {what} uses the neuron's own surrogate, but {problem}. "
-                'Give the rule a psi of its own, e.g. psi="triangle" with propagate="psi", or the neuron another surrogate.'
+                'Give the rule a psi of its own, e.g. psi="triangle" with propagate="psi", or the neuron another '
+                "surrogate."
             )
 
 

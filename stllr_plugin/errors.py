@@ -34,7 +34,7 @@ class AttachmentError(STLLRError, ValueError):
 
 
 class NotAttachedError(STLLRError, RuntimeError):
-    """A learner was used after ``detach()``, or a copy of an attached model was trained without a learner of its own."""
+    """A learner was used after ``detach()``, or a copy of an attached model was trained without its own learner."""
 
 
 class NoGradientCapturedError(STLLRError, RuntimeError):

@@ -100,7 +100,7 @@ class SynapticInput:
 
 @dataclass(slots=True, eq=False)
 class PostFactor:
-    """What the postsynaptic side of a rule contributes at one step: psi(v[t]) and tr_psi[t-1], each [B, *neuron shape]."""
+    """The postsynaptic side of a rule at one step: psi(v[t]) and tr_psi[t-1], each [B, *neuron shape]."""
 
     psi: Tensor
     before: Tensor | None
@@ -208,7 +208,7 @@ class SpikeGraft(Function):
 
     @staticmethod
     def forward(ctx: Any, record: StepRecord, spikes: Tensor, v: Tensor | None, *weights: Tensor) -> Tensor:
-        """Args: the step's record, y [B, ...], v = u - threshold if psi carries the signal else None, one weight per input."""
+        """Args: the record, y [B, ...], v = u - threshold (None if psi carries no signal), one weight per input."""
         ctx.stllr_boundary = True
         ctx.record = record
         ctx.v_dtype = None if v is None else v.dtype

@@ -83,8 +83,10 @@ class OrphanHook(Hook):
         """Raises NotAttachedError in training mode with gradients enabled."""
         if self.refuses and module.training and torch.is_grad_enabled():
             raise NotAttachedError(
-                f"Module {self.name!r} belongs to a copy of a model that is attached to an STLLRLearner. Training the copy would "
-                "use other gradients. Attach a learner to the copy, or call stllr_plugin.remove_hooks(copy) to train it without."
+                f"Module {self.name!r} belongs to a copy of a model that is attached to an STLLRLearner. Training the "
+                "copy would "
+                "use other gradients. Attach a learner to the copy, or call stllr_plugin.remove_hooks(copy) to train "
+                "it without."
             )
 
 
@@ -123,8 +125,10 @@ def _refuse_recomputation(name: str) -> None:
     # A forward hook that runs inside a backward pass means activation checkpointing: traces would advance twice.
     if torch._C._current_graph_task_id() != -1:
         raise CheckpointingError(
-            f"Module {name!r} runs again inside the backward pass (activation checkpointing). That would advance the traces twice. "
-            "Remove the checkpointing: with S-TLLR memory does not grow with the number of time steps, so it saves nothing."
+            f"Module {name!r} runs again inside the backward pass (activation checkpointing). That would advance the "
+            "traces twice. "
+            "Remove the checkpointing: with S-TLLR memory does not grow with the number of time steps, so it saves "
+            "nothing."
         )
 
 
@@ -335,7 +339,7 @@ class NeuronSite:
         mode = None
         if self.own_weights:
             mode = _OwnWeights(self)
-            mode.__enter__()
+            mode.__enter__()  # type: ignore[no-untyped-call]
         self._open.append(_OpenStep(fresh, membrane, mode))
         self.installation.tap.clear()
         self.installation.tap.open = True
@@ -349,14 +353,15 @@ class NeuronSite:
         tap = self.installation.tap
         tap.open = False
         if opened.mode is not None:
-            opened.mode.__exit__(None, None, None)
+            opened.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         try:
             if output is None:
                 return None
             step = self.adapter.read_step(self.module, tap, output)
             if step.membrane is None or (self.adapter.spiking and step.threshold_distance is None):
                 raise StateError(
-                    f"Neuron {self.name!r} ({type(self.module).__name__}) ran without deciding about spikes where the learner looks "
+                    f"Neuron {self.name!r} ({type(self.module).__name__}) ran without deciding about spikes where the "
+                    "learner looks "
                     "(does a subclass bypass `fire` or `activation`?)."
                 )
             return self._advance(step, output, opened)
@@ -374,7 +379,8 @@ class NeuronSite:
         index = traces.steps
         if supervision.num_steps is not None and index >= supervision.num_steps:
             raise StateError(
-                f"Neuron {self.name!r} runs step {index + 1} of a sequence announced with num_steps={supervision.num_steps}. "
+                f"Neuron {self.name!r} runs step {index + 1} of a sequence announced with "
+                f"num_steps={supervision.num_steps}. "
                 "Call learner.reset() before a new sequence, or announce its length with learner.reset(num_steps=...)."
             )
         traces.steps = index + 1
@@ -411,8 +417,10 @@ class NeuronSite:
             traces.ended_by_step = False
             if same:
                 raise StateError(
-                    f"Neuron {self.name!r} continues from the state before optimizer.step(), but step() ended the sequence and reset "
-                    "the traces. If you update within a sequence, build the learner with reset_after_step=False and call "
+                    f"Neuron {self.name!r} continues from the state before optimizer.step(), but step() ended the "
+                    "sequence and reset "
+                    "the traces. If you update within a sequence, build the learner with reset_after_step=False and "
+                    "call "
                     "learner.reset() where a sequence begins."
                 )
         if opened.new_sequence and not same:
@@ -455,7 +463,8 @@ class NeuronSite:
         if not isinstance(value, Tensor) or value.shape != v.shape:
             found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise StateError(
-                f"Neuron {self.name!r}: psi returned {found} for v of shape {tuple(v.shape)}; it must map a tensor element by element."
+                f"Neuron {self.name!r}: psi returned {found} for v of shape {tuple(v.shape)}; it must map a tensor "
+                "element by element."
             )
         return value.detach()
 
@@ -514,8 +523,10 @@ class NeuronSite:
                 and membrane._version != last[1]
             ):
                 raise StateError(
-                    f"The hidden state of neuron {self.name!r} was overwritten between two time steps. DistributedDataParallel "
-                    "copies the buffers of rank 0, membranes included, to all ranks at each forward: attach the learner before "
+                    f"The hidden state of neuron {self.name!r} was overwritten between two time steps. "
+                    "DistributedDataParallel "
+                    "copies the buffers of rank 0, membranes included, to all ranks at each forward: attach the "
+                    "learner before "
                     "wrapping the model, or wrap it with broadcast_buffers=False."
                 )
 
@@ -572,7 +583,8 @@ class LiftGuard(Hook):
         x = args[0][0] if isinstance(args[0], tuple) else args[0]
         if self.learner.is_recording(module) and x.shape[0] > 1:
             raise SequenceInputError(
-                f"Lift {self.name!r} received {x.shape[0]} time steps in one call. An online rule needs one: feed slices "
+                f"Lift {self.name!r} received {x.shape[0]} time steps in one call. An online rule needs one: feed "
+                "slices "
                 "x[t : t + 1] and carry the state."
             )
 
@@ -580,7 +592,7 @@ class LiftGuard(Hook):
 def _group(
     calls: list[tuple[Any, SynapseCall, bool]],
 ) -> dict[tuple[int, int], list[tuple[Any, SynapseCall, bool]]]:
-    """Sorts the calls of one step by synapse; calls of one synapse on the same input count once (they share a trace)."""
+    """Sorts the calls of one step by synapse; calls of one synapse on the same input share a trace and count once."""
     groups: dict[tuple[int, int], list[tuple[Any, SynapseCall, bool]]] = {}
     seen: dict[int, list[SynapseCall]] = {}
     for node, call, identity in calls:

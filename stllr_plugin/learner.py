@@ -97,8 +97,13 @@ class STLLRLearner(Optimizer):
         plan = plan_attachment(model, rule, dict(layer_rules or {}), learning_signal, output, excluded)
 
         self._inner: Optimizer | None = None
-        groups = optimizer.param_groups if optimizer is not None else []
-        super().__init__(groups or [torch.zeros(0)], {} if optimizer is None else optimizer.defaults)
+        placeholder: list[dict[str, Any]] = [
+            {"params": [torch.zeros(0)]}
+        ]  # torch refuses an optimizer without parameters
+        super().__init__(
+            placeholder if optimizer is None else optimizer.param_groups,
+            {} if optimizer is None else optimizer.defaults,
+        )
         self._inner = optimizer
         if optimizer is None:
             self.param_groups = []
@@ -253,7 +258,7 @@ class STLLRLearner(Optimizer):
         return self._inner
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+    def param_groups(self) -> list[dict[str, Any]]:
         """Those of the inner optimizer."""
         return self._own_groups if self._inner is None else self._inner.param_groups
 
@@ -265,7 +270,7 @@ class STLLRLearner(Optimizer):
             self._inner.param_groups = groups
 
     @property
-    def state(self) -> defaultdict[Tensor, Any]:  # type: ignore[override]
+    def state(self) -> defaultdict[Tensor, Any]:
         """That of the inner optimizer."""
         return self._own_state if self._inner is None else self._inner.state
 
@@ -290,7 +295,7 @@ class STLLRLearner(Optimizer):
         else:
             self._inner.add_param_group(param_group)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates the weights, then ends the sequence (unless ``reset_after_step=False``).
 
         Args:
@@ -333,8 +338,10 @@ class STLLRLearner(Optimizer):
         else:
             reasons.append("loss.backward() did not reach a neuron or readout at a supervised step")
         raise NoGradientCapturedError(
-            f"step() was called, but no synapse received a gradient of the rule since the last step: {' and '.join(reasons)}. "
-            "Nothing was updated. Run the model with model.train(), call loss.backward() on the outputs of supervised steps, "
+            "step() was called, but no synapse received a gradient of the rule since the last step: "
+            f"{' and '.join(reasons)}. "
+            "Nothing was updated. Run the model with model.train(), call loss.backward() on the outputs of supervised "
+            "steps, "
             "then step()."
         )
 
@@ -342,8 +349,10 @@ class STLLRLearner(Optimizer):
         self._single_step_updates = self._single_step_updates + 1 if self.supervision.clock == 0 else 0
         if self._single_step_updates == 3 and self._num_steps != 1:
             warn(
-                "Each of the last three step() calls came after a single time step, and each reset the neurons and the traces. If you "
-                "update at every time step of a sequence, build the learner with reset_after_step=False and call learner.reset() "
+                "Each of the last three step() calls came after a single time step, and each reset the neurons and "
+                "the traces. If you "
+                "update at every time step of a sequence, build the learner with reset_after_step=False and call "
+                "learner.reset() "
                 "before each sequence."
             )
 
@@ -378,7 +387,8 @@ class STLLRLearner(Optimizer):
         if not bool(flags.all()):
             place = checks[int(flags.logical_not().nonzero()[0])][0]
             raise NonFiniteError(
-                f"NaN or infinity in {place} not finite. Nothing was updated. Look for NaN in the data, for exploding weights (clip the gradients, "
+                f"NaN or infinity in {place} not finite. Nothing was updated. Look for NaN in the data, for exploding "
+                "weights (clip the gradients, "
                 "lower the learning rate), or for a psi or surrogate that overflows."
             )
 
@@ -403,7 +413,8 @@ class STLLRLearner(Optimizer):
         if mask is not None:
             if num_steps is not None or lengths is not None:
                 raise StateError(
-                    "reset(mask) keeps the running sequence; num_steps and lengths begin a new one. Pass one or the other."
+                    "reset(mask) keeps the running sequence; num_steps and lengths begin a new one. Pass one or the "
+                    "other."
                 )
             mask = torch.as_tensor(mask)
             if mask.dim() != 1 or mask.dtype != torch.bool:
@@ -487,15 +498,17 @@ class STLLRLearner(Optimizer):
 
     def _module(self, module: nn.Module | str) -> nn.Module:
         if isinstance(module, str):
-            found = dict(self.model.named_modules()).get(module)
+            found: nn.Module | None = dict(self.model.named_modules()).get(module)
             if found is None:
                 raise StateError(
-                    f"The model has no module named {module!r}; it has {[n for n, _ in self.model.named_modules() if n]}."
+                    f"The model has no module named {module!r}; it has "
+                    f"{[n for n, _ in self.model.named_modules() if n]}."
                 )
             return found
         if not any(module is child for child in self.model.modules()):
             raise StateError(
-                f"The given {type(module).__name__} is not part of the attached model; pass one of its own modules or a name."
+                f"The given {type(module).__name__} is not part of the attached model; pass one of its own modules or "
+                "a name."
             )
         return module
 
@@ -544,7 +557,7 @@ class STLLRLearner(Optimizer):
         )
 
     def traces(self) -> dict[str, dict[str, Tensor | None]]:
-        """The running traces by edge name: "pre" of the synapse's input shape, "post" of the neuron's; None where there is none."""
+        """The running traces by edge name: "pre" (shape of the synapse's input) and "post" (of the neuron), or None."""
         result: dict[str, dict[str, Tensor | None]] = {}
         for neuron in self._neurons:
             for traces in neuron.sequences.values():
@@ -568,7 +581,8 @@ class STLLRLearner(Optimizer):
         """Settings and counts, on one line."""
         kind = "no optimizer" if self._inner is None else type(self._inner).__name__
         return (
-            f"STLLRLearner({type(self.model).__name__}, {kind}, {len(self._sites)} synapses, {len(self._neurons)} neurons, "
+            f"STLLRLearner({type(self.model).__name__}, {kind}, {len(self._sites)} synapses, {len(self._neurons)} "
+            "neurons, "
             f"learning_signal={self.learning_signal!r}, rule={self._plan.rule})"
         )
 
@@ -576,7 +590,7 @@ class STLLRLearner(Optimizer):
     # --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The inner optimizer's state, and under "stllr" the rules and feedback matrices. Traces belong to a sequence and are left out."""
+        """The inner optimizer's state and, under "stllr", rules and feedback matrices; traces belong to a sequence."""
         inner: dict[str, Any] = {"state": {}, "param_groups": []} if self._inner is None else self._inner.state_dict()
         own: dict[str, Any] = {
             "rule": self._plan.rule.describe(),
@@ -588,7 +602,7 @@ class STLLRLearner(Optimizer):
             own["feedback_seed"] = self.signal.feedback.seed
         return {**inner, _STATE_KEY: own}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Loads what :meth:`state_dict` gave; a plain optimizer's state works too.
 
         Warns if the saved rule differs from this learner's, which stays in force.
@@ -601,13 +615,15 @@ class STLLRLearner(Optimizer):
         if own is not None:
             if own["learning_signal"] != self.learning_signal:
                 raise RuleError(
-                    f"The checkpoint was made with learning_signal={own['learning_signal']!r}, this learner has {self.learning_signal!r}."
+                    f"The checkpoint was made with learning_signal={own['learning_signal']!r}, this learner has "
+                    f"{self.learning_signal!r}."
                 )
             if isinstance(self.signal, DirectFeedback):
                 unknown = sorted(set(own["feedback"]) - set(self.signal.feedback.names))
                 if unknown:
                     raise RuleError(
-                        f"The checkpoint has feedback matrices for {unknown}; this model has {self.signal.feedback.names}."
+                        f"The checkpoint has feedback matrices for {unknown}; this model has "
+                        f"{self.signal.feedback.names}."
                     )
         if self._inner is not None:
             self._inner.load_state_dict(state)
@@ -615,7 +631,8 @@ class STLLRLearner(Optimizer):
             return
         if own["rule"] != self._plan.rule.describe():
             warn(
-                f"The checkpoint was made with rule {own['rule']}; this learner goes on with {self._plan.rule.describe()}."
+                f"The checkpoint was made with rule {own['rule']}; this learner goes on with "
+                f"{self._plan.rule.describe()}."
             )
         if isinstance(self.signal, DirectFeedback):
             self.signal.feedback.seed = own["feedback_seed"]

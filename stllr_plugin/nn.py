@@ -1,4 +1,4 @@
-"""Layers that the S-TLLR recipes use and neither library has: weight standardisation and dropout fixed over a sequence."""
+"""Layers that the S-TLLR recipes use and the libraries lack: weight standardisation, dropout fixed over a sequence."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def weight_standardize(module: nn.Module, *, gain: bool = True, eps: float = 1e-
         raise TypeError(f"weight_standardize takes nn.Linear and nn.Conv1d/2d/3d; found {type(module).__name__}.")
     if parametrize.is_parametrized(module, "weight") and any(
         isinstance(step, WeightStandardization)
-        for step in module.parametrizations["weight"]  # type: ignore[index, union-attr]
+        for step in module.parametrizations["weight"]  # type: ignore[index]
     ):
         raise ValueError(f"The weight of this {type(module).__name__} is standardised already.")
     weight = module.weight
@@ -104,7 +104,8 @@ class SequenceDropout(nn.Module):
             self._mask = torch.empty_like(x.detach()).bernoulli_(1.0 - self.p).div_(1.0 - self.p)
         if self._mask.shape != x.shape:
             raise RuntimeError(
-                f"SequenceDropout: the input has shape {tuple(x.shape)}, but the mask of this sequence has {tuple(self._mask.shape)}. "
+                f"SequenceDropout: the input has shape {tuple(x.shape)}, but the mask of this sequence has "
+                f"{tuple(self._mask.shape)}. "
                 "Call reset_mask() (or learner.reset()) before a new sequence."
             )
         return x * self._mask

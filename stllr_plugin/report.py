@@ -51,7 +51,7 @@ class Report:
         """The table."""
         lines = ["S-TLLR: " + ", ".join(f"{name}={value}" for name, value in self.settings.items())]
         if self.edges:
-            rows = [("edge", "alpha_pre", "lambda_pre", "alpha_post", "lambda_post", "psi")]
+            rows: list[tuple[str, ...]] = [("edge", "alpha_pre", "lambda_pre", "alpha_post", "lambda_post", "psi")]
             for edge in self.edges:
                 r = edge.rule
                 numbers = [f"{r[name]:g}" for name in ("alpha_pre", "lambda_pre", "alpha_post", "lambda_post")]
@@ -78,5 +78,5 @@ def _short(psi: Any) -> str:
     if psi is None:
         return "own surrogate"
     if isinstance(psi, dict):
-        return psi["name"] + "(" + ", ".join(f"{k}={v:g}" for k, v in psi.items() if k != "name") + ")"
+        return f"{psi['name']}({', '.join(f'{k}={v:g}' for k, v in psi.items() if k != 'name')})"
     return str(psi)

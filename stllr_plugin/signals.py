@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class LearningSignal:
-    """ "bp": the learning signal reaches hidden layers through the layers above, at the same time step."""
+    """The signal "bp": it reaches hidden layers through the layers above, at the same time step."""
 
     name = "bp"
 
@@ -97,7 +97,7 @@ class Feedback(MutableMapping[str, Tensor]):
 
 
 class DirectFeedback(LearningSignal):
-    """ "dfa" and "sign_dfa": the output error of each step, projected straight to every hidden layer."""
+    """The signals "dfa" and "sign_dfa": the output error of each step, projected straight to every hidden layer."""
 
     def __init__(
         self, learner: STLLRLearner, output_name: str, output: nn.Module, hidden: list[str], sign: bool, seed: int

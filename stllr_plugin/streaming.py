@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -47,20 +47,23 @@ def run_online(
     loss_fn: Callable[..., Tensor | None],
     num_steps: int | None,
     backward: Callable[[Tensor], Any] | None,
-) -> Any:
+) -> AbstractContextManager[OnlineRun]:
     """Checks the arguments and returns the context manager of ``STLLRLearner.online``."""
     supervision = learner.supervision
     if num_steps is not None:
         learner.reset(num_steps=num_steps)
     if supervision.last is not None and supervision.num_steps is None and supervision.lengths is None:
         raise StateError(
-            f"online() cannot tell which are the last {supervision.last} steps (supervise_last) without the length of the sequence: "
+            f"online() cannot tell which are the last {supervision.last} steps (supervise_last) without the length of "
+            "the sequence: "
             "pass num_steps to online(), to learner.reset() or to the learner."
         )
     if learner.distributed:
         raise StateError(
-            "online() runs backward passes inside the forward pass, where DistributedDataParallel does not average gradients. With "
-            "several processes call loss.backward() at each step outside of forward, under no_sync() for all but the last."
+            "online() runs backward passes inside the forward pass, where DistributedDataParallel does not average "
+            "gradients. With "
+            "several processes call loss.backward() at each step outside of forward, under no_sync() for all but the "
+            "last."
         )
     return _online(learner, output, loss_fn, backward)
 
@@ -136,7 +139,8 @@ def run_two_pass(
     leaves = [leaf for step in records for _, leaf in step]
     if not leaves or not loss.requires_grad:
         raise StateError(
-            f"two_pass: the loss does not depend on the outputs of the given {type(output).__name__}. Pass the module whose outputs "
+            f"two_pass: the loss does not depend on the outputs of the given {type(output).__name__}. Pass the module "
+            "whose outputs "
             "forward() returns, and return them from forward()."
         )
     gradients = iter(torch.autograd.grad(loss, leaves, allow_unused=True))
@@ -154,7 +158,8 @@ def run_two_pass(
         wanted = [(items[place], gradient) for place, value, gradient in step if gradient is not None]
         if not step or any(not torch.allclose(items[place], value, rtol=1e-4, atol=1e-5) for place, value, _ in step):
             raise StateError(
-                f"two_pass: the second pass differs from the first at step {position}. forward() must give the same outputs twice: "
+                f"two_pass: the second pass differs from the first at step {position}. forward() must give the same "
+                "outputs twice: "
                 "draw random numbers from torch's generators only, and start the states within forward()."
             )
         pairs = [(tensor, gradient) for tensor, gradient in wanted if tensor.requires_grad]
@@ -208,9 +213,8 @@ class _Snapshot:
 
     def restore(self) -> None:
         for module, name, buffer, value in self.buffers:
-            state = name in {"mem", "syn", "spk"} or buffer is None
-            if state or buffer.shape != value.shape:  # type: ignore[union-attr]
-                module._buffers[name] = value
+            if buffer is None or value is None or name in module._non_persistent_buffers_set:
+                module._buffers[name] = value  # states, which modules replace rather than overwrite
             else:
                 with torch.no_grad():
                     buffer.copy_(value)

@@ -54,7 +54,7 @@ class Supervision:
         return step >= self._first
 
     def mask(self, signal: Tensor, step: int) -> Tensor | None:
-        """Drops the learning signal [B, ...] of samples that are not supervised at this step; None if that is all of them."""
+        """Drops the learning signal [B, ...] of samples that are not supervised at this step; None if none is."""
         if self.lengths is not None:
             lengths = self.lengths.to(signal.device)
             if lengths.shape[0] != signal.shape[0]:

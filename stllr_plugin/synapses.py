@@ -145,6 +145,7 @@ def _convolution_weight_gradient(
 ) -> Tensor:
     # The operator reads shape, dtype and device of the weight only, never its values.
     weight = x.new_empty(1).expand(weight_shape)
-    return torch.ops.aten.convolution_backward(
+    gradient: Tensor = torch.ops.aten.convolution_backward(
         g, x, weight, None, stride, padding, dilation, transposed, output_padding, groups, (False, True, False)
     )[1]
+    return gradient

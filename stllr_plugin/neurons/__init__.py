@@ -31,6 +31,6 @@ def find_adapter(module: nn.Module) -> NeuronAdapter | None:
 
 
 def find_refusal(module: nn.Module) -> str | None:
-    """Why a module that has no adapter is a neuron that cannot be trained, and what to do; None where it is no neuron."""
+    """Why a module without an adapter is a neuron that cannot be trained, and what to do; None if it is no neuron."""
     _load_adapters(module)
     return next((reason for refuse in registered_refusals() if (reason := refuse(module)) is not None), None)

@@ -125,7 +125,7 @@ class NeuronAdapter(ABC):
 
     @abstractmethod
     def replace(self, module: nn.Module, output: Any, change: Callable[[Tensor], Tensor]) -> Any:
-        """Applies ``change`` to every tensor of the output and to every state kept in the module; returns the new output."""
+        """Applies ``change`` to each tensor of the output and each state that the module keeps; returns the output."""
 
     def surrogate_derivative(self, module: nn.Module, v: Tensor) -> Tensor:
         """Derivative of the neuron's own surrogate at v = u - threshold, element by element."""
@@ -142,7 +142,8 @@ class NeuronAdapter(ABC):
         """The module's own differentiable spike function of v = u - threshold."""
 
     def reset_states(self, module: nn.Module, mask: Tensor | None) -> None:
-        """Resets the states that the module itself keeps; with a mask [B], those samples only."""
+        """Resets the states that the module keeps (by default none); with a mask [B], those samples only."""
+        return
 
     def state_buffers(self, module: nn.Module) -> tuple[str, ...]:
         """Names of the buffers of this module that hold states."""

@@ -33,22 +33,25 @@ _REFUSED: dict[str, str] = {
     "CobaLIFCell": "its input has no effect on its state in Norse 1.1 (the conductances are overwritten)",
     "LIFCorrelation": "its weights are arguments of each call, not parameters",
     "LIFMCRecurrentCell": "its membrane is coupled between compartments after the spike decision",
-    "LIFMCRefracRecurrentCell": "its input is added after the spike decision, so no learning signal could reach the layers below",
-    "LSNNCell": "its input reaches the membrane one step later, so no learning signal could reach the layers below",
-    "LSNNRecurrentCell": "its input reaches the membrane one step later, so no learning signal could reach the layers below",
+    "LIFMCRefracRecurrentCell": "its input is added after the spike decision, so no signal reaches the layers below",
+    "LSNNCell": "its input reaches the membrane one step later, so no signal reaches the layers below",
+    "LSNNRecurrentCell": "its input reaches the membrane one step later, so no signal reaches the layers below",
 }
 
 
 def _lif(current: Tensor, state: Any, p: Any, dt: float) -> Tensor:
-    return state.v + dt * p.tau_mem_inv * ((p.v_leak - state.v) + (state.i + current))
+    membrane: Tensor = state.v + dt * p.tau_mem_inv * ((p.v_leak - state.v) + (state.i + current))
+    return membrane
 
 
 def _lif_box(current: Tensor, state: Any, p: Any, dt: float) -> Tensor:
-    return state.v + dt * p.tau_mem_inv * (current + p.v_leak - state.v)
+    membrane: Tensor = state.v + dt * p.tau_mem_inv * (current + p.v_leak - state.v)
+    return membrane
 
 
 def _iaf(current: Tensor, state: Any, p: Any, dt: float) -> Tensor:
-    return state.v + current
+    membrane: Tensor = state.v + current
+    return membrane
 
 
 # The membrane that is compared with the threshold, from the input current and the incoming state.
@@ -122,7 +125,7 @@ class _NorseAdapter(NeuronAdapter):
     def spike_function(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
         """See the base class."""
         p: Any = module.p
-        return lambda v: threshold(v, p.method, p.alpha)  # type: ignore[no-any-return]
+        return lambda v: threshold(v, p.method, p.alpha)
 
 
 @register_adapter
@@ -141,12 +144,13 @@ class NorseSpikingAdapter(_NorseAdapter):
 
     def install(self, module: nn.Module) -> Installation:
         """See the base class."""
-        tap = _ActivationTap(module.activation)  # type: ignore[arg-type]
-        module.activation = tap  # type: ignore[assignment]
+        cell: Any = module
+        tap = _ActivationTap(cell.activation)
+        cell.activation = tap
 
         def uninstall() -> None:
-            if module.activation is tap:
-                module.activation = tap.original  # type: ignore[assignment]
+            if cell.activation is tap:
+                cell.activation = tap.original
 
         return Installation(tap, uninstall)
 
@@ -155,20 +159,22 @@ class NorseSpikingAdapter(_NorseAdapter):
         spikes = output[0]
         if len(tap.calls) > 1:
             raise SequenceInputError(
-                f"{type(module).__name__} received {len(tap.calls)} time steps in one call. An online rule needs one: feed slices "
+                f"{type(module).__name__} received {len(tap.calls)} time steps in one call. An online rule needs one: "
+                "feed slices "
                 "x[t : t + 1] and carry the state, or use the cell version of this neuron."
             )
         if not tap.calls:
             return NeuronStep(None, None, spikes)
         current, state = tap.calls[0]
-        p, dt = module.p, module.dt
+        p: Any = module.p
+        dt: Any = module.dt
         if tap.currents:
             current = sum(tap.currents[1:], tap.currents[0])
         formula = next(f for kind, f in _MEMBRANE.items() if isinstance(module, kind))
-        membrane = formula(current, state, p, dt)  # type: ignore[arg-type]
+        membrane = formula(current, state, p, dt)
         if membrane.dim() < spikes.dim():  # a sequence module: its one step keeps the time dimension
             membrane = membrane.unsqueeze(0)
-        return NeuronStep(membrane, membrane - p.v_th, spikes)  # type: ignore[union-attr]
+        return NeuronStep(membrane, membrane - p.v_th, spikes)
 
 
 @register_adapter
@@ -219,7 +225,7 @@ def _refuse(module: nn.Module) -> str | None:
         if name in _REFUSED:
             return f"{_REFUSED[name]}; supported: {_SUPPORTED}"
     if isinstance(module, (snn.SNN, snn.SNNRecurrent)):
-        return f"it runs all time steps in one call, which an online rule cannot train; use its cell. Supported: {_SUPPORTED}"
+        return f"it runs all time steps in one call; use its cell, one step at a time. Supported: {_SUPPORTED}"
     if isinstance(module, (snn.SNNCell, snn.SNNRecurrentCell)):
         return f"this neuron is not supported yet; supported: {_SUPPORTED}"
     return None

@@ -35,15 +35,15 @@ _STATES: dict[type, tuple[str, ...]] = {
 
 # Neurons of snnTorch without a form of the rule: why, and what to use.
 _REFUSED: dict[str, str] = {
-    "Alpha": "its membrane does not depend on the input of the same time step (du[t]/dI[t] = 0), so no learning signal could reach "
-    "the layers below; use snntorch.Synaptic",
+    "Alpha": "its membrane does not depend on the input of the same time step (du[t]/dI[t] = 0), so no learning signal "
+    "could reach the layers below; use snntorch.Synaptic",
     "DeltaLeaky": "its spikes compare changes of the membrane, which is not supported yet; use snntorch.Leaky",
-    "SLSTM": "its gates multiply, so its weights have no eligibility of the form psi * trace; use snntorch.RSynaptic",
-    "SConv2dLSTM": "its gates multiply, so its weights have no eligibility of the form psi * trace; use snntorch.RSynaptic",
-    "LeakyParallel": "it runs all time steps in one call, which an online rule cannot train; use nn.Linear and snntorch.Leaky",
-    "StateLeaky": "it runs all time steps in one call, which an online rule cannot train; use snntorch.Leaky",
-    "LinearLeaky": "it runs all time steps in one call, which an online rule cannot train; use nn.Linear and snntorch.Leaky",
-    "AssociativeLeaky": "it runs all time steps in one call, which an online rule cannot train; use snntorch.Leaky",
+    "SLSTM": "its gates multiply, so its weights have no eligibility psi * trace; use snntorch.RSynaptic",
+    "SConv2dLSTM": "its gates multiply, so its weights have no eligibility psi * trace; use snntorch.RSynaptic",
+    "LeakyParallel": "it runs all time steps in one call, not one at a time; use nn.Linear and snntorch.Leaky",
+    "StateLeaky": "it runs all time steps in one call, not one at a time; use snntorch.Leaky",
+    "LinearLeaky": "it runs all time steps in one call, not one at a time; use nn.Linear and snntorch.Leaky",
+    "AssociativeLeaky": "it runs all time steps in one call, not one at a time; use snntorch.Leaky",
 }
 
 
