@@ -74,7 +74,10 @@ def test_console_script_leads_to_a_function():
 
 
 def test_versions_agree():
+    import stllr_plugin
+
     version = PYPROJECT["project"]["version"]
+    assert stllr_plugin.__version__ == version
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert re.search(r"^version: (.+)$", citation, re.MULTILINE).group(1) == version
 
