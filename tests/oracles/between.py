@@ -27,6 +27,8 @@ def apply_between(node: Node, x: Tensor, params: dict[str, Tensor]) -> Tensor:
         return options["factor"] * x
     if node.kind == "Tanh":
         return torch.tanh(x)
+    if node.kind == "Upsample":
+        return x.repeat_interleave(options["factor"], 2).repeat_interleave(options["factor"], 3)
     if node.kind == "Flatten":
         return x.flatten(1)
     if node.kind == "MeanHW":

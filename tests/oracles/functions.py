@@ -20,8 +20,7 @@ def psi_inverse_square(v: Tensor) -> Tensor:
 
 
 def psi_sigmoid(v: Tensor) -> Tensor:
-    s = torch.sigmoid(4 * v)
-    return 4 * s * (1 - s)
+    return 4 * torch.sigmoid(4 * v) * torch.sigmoid(-4 * v)  # 1 - s = sigmoid(-4v), without cancellation
 
 
 def psi_rational(v: Tensor) -> Tensor:
@@ -42,8 +41,7 @@ def _circ(v: Tensor, alpha: float) -> Tensor:
 
 
 def _sigmoid(v: Tensor, slope: float) -> Tensor:
-    s = torch.sigmoid(slope * v)
-    return slope * s * (1 - s)
+    return slope * torch.sigmoid(slope * v) * torch.sigmoid(-slope * v)
 
 
 # name -> derivative of the spike with respect to v, with the constant of the neuron as second argument
@@ -55,7 +53,8 @@ SURROGATES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "triangle": lambda v, alpha: alpha * (1 - v.abs()).clamp(min=0),
     "tanh": lambda v, alpha: 1 - torch.tanh(alpha * v) ** 2,
     "circ": _circ,
-    "heavi_erfc": lambda v, k: 2 * torch.exp(-((k * v) ** 2)) / math.sqrt(math.pi),
+    # Norse takes the root of a float32 pi
+    "heavi_erfc": lambda v, k: 2 * torch.exp(-((k * v) ** 2)) / torch.tensor(math.pi, dtype=torch.float32).sqrt().item(),
 }
 
 

@@ -132,7 +132,8 @@ class Oracle:
     def weight_name(self, synapse: str) -> str:
         owner, _, part = synapse.partition(".")
         if not part:
-            return f"{self.net.node(synapse).options.get('shares', synapse)}.weight"
+            options = self.net.node(synapse).options
+            return f"{options.get('tied') or options.get('shares') or synapse}.weight"
         if part == "recurrent":
             return f"{owner}.V" if self.net.node(owner).options["recurrent"] == "one_to_one" else f"{synapse}.weight"
         return synapse
@@ -195,7 +196,8 @@ class Oracle:
             step.spike[node.name] = functions.spike(v, self.rule_for("", node.name).propagate_of(neuron))
             y = step.spike[node.name] * neuron.graded_factor
             own = functions.spike(v, neuron.surrogate)
-        mem = neurons.after_spike(neuron, u, own, state)
+        # a tensor of its own even where it equals u: a loss on it does not pass through the spike
+        mem = neurons.after_spike(neuron, u, own, state).clone()
         if y is None:  # a readout returns its membrane
             y = mem
         else:
@@ -357,6 +359,8 @@ class Oracle:
             self.grads[name] += gradient
 
     def _add_plain(self, values: Sequence[Tensor], grad_outputs: Sequence[Tensor], names: list[str]) -> None:
+        if not names:
+            return
         found = torch.autograd.grad(
             values, [self.params[n] for n in names], grad_outputs, retain_graph=True, allow_unused=True
         )

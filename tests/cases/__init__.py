@@ -1,0 +1,1 @@
+"""Cases as data, and the torch modules made from them."""

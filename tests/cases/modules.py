@@ -1,0 +1,245 @@
+"""Torch modules of snnTorch and Norse from the networks of tests.oracles.spec."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+
+from tests.cases.surrogates import exact_spike_grad, snntorch_spike_grad
+from tests.oracles.spec import NORSE_READOUT, NORSE_SPIKING, SNNTORCH, Net, Node
+
+CONV_OPTIONS = ("stride", "padding", "dilation", "groups", "padding_mode", "output_padding")
+
+
+class Standardise(nn.Module):
+    """A weight parametrization with a parameter of its own: rows of mean 0 and norm ``gain``."""
+
+    def __init__(self, rows: int, eps: float = 1e-4) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(rows, 1))
+        self.eps = eps
+
+    def forward(self, weight: Tensor) -> Tensor:
+        flat = weight.flatten(1)
+        var, mean = torch.var_mean(flat, 1, keepdim=True)
+        return (self.gain * (flat - mean) / torch.sqrt(var * flat.shape[1] + self.eps)).reshape(weight.shape)
+
+
+class Scale(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * x
+
+
+class MeanHW(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+def _synapse(node: Node, net: Net) -> nn.Module:
+    bias = f"{node.name}.bias" in net.params
+    if "tied" in node.options:
+        shape = net.params[f"{node.options['tied']}.weight"].shape
+    elif f"{node.name}.weight" in net.params:
+        shape = net.params[f"{node.name}.weight"].shape
+    else:
+        shape = net.params[f"{node.name}.parametrizations.weight.original{node.options.get('original', '')}"].shape
+    if node.kind == "Linear":
+        module: nn.Module = nn.Linear(shape[1], shape[0], bias=bias)
+    else:
+        options = {k: node.options[k] for k in CONV_OPTIONS if k in node.options}
+        groups = options.get("groups", 1)
+        if node.kind.startswith("ConvTranspose"):
+            channels = (shape[0], shape[1] * groups)
+        else:
+            channels = (shape[1] * groups, shape[0])
+        module = getattr(nn, node.kind)(*channels, tuple(shape[2:]), bias=bias, **options)
+    if node.options.get("parametrization") == "weight_norm":
+        parametrizations.weight_norm(module)
+    elif node.options.get("parametrization") == "standardise":
+        parametrize.register_parametrization(module, "weight", Standardise(shape[0]))
+    return module
+
+
+def _snntorch(node: Node, net: Net, dtype: torch.dtype, hidden: bool) -> nn.Module:
+    import snntorch
+
+    options, name = node.options, node.name
+    kwargs: dict[str, Any] = {}
+    for key in ("beta", "alpha", "threshold", "graded_spikes_factor", "R", "C", "time_step"):
+        learned = net.params.get(f"{name}.{key}")
+        if learned is not None:
+            kwargs[key] = learned.to(dtype).clone()
+            kwargs[f"learn_{key}"] = True
+        elif key in options:
+            kwargs[key] = torch.as_tensor(options[key], dtype=dtype)
+    for key in ("reset_mechanism", "reset_delay"):
+        if key in options:
+            kwargs[key] = options[key]
+    surrogate = options.get("surrogate", ("atan", 2.0))
+    kwargs["spike_grad"] = exact_spike_grad(*surrogate) if dtype == torch.float64 else snntorch_spike_grad(*surrogate)
+    if hidden:
+        kwargs |= {"init_hidden": True, "output": options.get("output", True)}
+    recurrent = options.get("recurrent")
+    if recurrent == "linear":
+        kwargs["linear_features"] = net.params[f"{name}.recurrent.weight"].shape[0]
+    elif recurrent == "conv":
+        shape = net.params[f"{name}.recurrent.weight"].shape
+        kwargs |= {"conv2d_channels": shape[0], "kernel_size": tuple(shape[2:])}
+    elif recurrent == "one_to_one":
+        kwargs |= {"all_to_all": False, "V": net.params[f"{name}.V"].to(dtype).clone()}
+    neuron = getattr(snntorch, node.kind)(**kwargs)
+    if recurrent in ("linear", "conv") and f"{name}.recurrent.bias" not in net.params:
+        neuron.recurrent.register_parameter("bias", None)
+    return neuron
+
+
+def _norse(node: Node, net: Net) -> nn.Module:
+    import norse.torch as norse
+    from norse.torch.functional import lif_box, reset
+
+    options = node.options
+    parameters = {
+        "LIFCell": norse.LIFParameters,
+        "LIFRecurrentCell": norse.LIFParameters,
+        "LIFBoxCell": lif_box.LIFBoxParameters,
+        "IAFCell": norse.IAFParameters,
+        "LICell": norse.LIParameters,
+        "LILinearCell": norse.LIParameters,
+        "LIBoxCell": norse.LIBoxParameters,
+    }[node.kind]
+    # 0-dim float64 constants: they keep a float64 network exact and do not promote a float32 one
+    constants: dict[str, Any] = {
+        key: torch.as_tensor(options.get(key, default), dtype=torch.float64).clone()
+        for key, default in parameters._field_defaults.items()
+        if isinstance(default, Tensor)
+    }
+    method, alpha = options.get("surrogate", ("super", 100.0))
+    if node.kind in NORSE_SPIKING:
+        constants |= {"method": method, "alpha": torch.as_tensor(alpha, dtype=torch.float64)}
+    if node.kind == "LIFBoxCell" and options.get("reset_method") == "subtract":
+        constants["reset_method"] = reset.reset_subtract
+    p = parameters(**constants)
+    dt = options.get("dt", 0.001)
+    cell = getattr(norse, node.kind)
+    if node.kind == "LILinearCell":
+        return cell(*reversed(net.params[f"{node.name}.input_weights"].shape), p=p, dt=dt)
+    if node.kind == "LIFRecurrentCell":
+        size = net.params[f"{node.name}.input_weights"].shape
+        return cell(size[1], size[0], p=p, dt=dt, autapses=options.get("autapses", False))
+    return cell(p=p, dt=dt)
+
+
+def _between(node: Node, net: Net) -> nn.Module:
+    if node.kind.startswith("BatchNorm"):
+        return getattr(nn, node.kind)(net.params[f"{node.name}.weight"].numel())
+    if node.kind == "GroupNorm":
+        return nn.GroupNorm(node.options["groups"], net.params[f"{node.name}.weight"].numel())
+    if node.kind in ("AvgPool2d", "MaxPool2d"):
+        return getattr(nn, node.kind)(node.options["size"])
+    if node.kind == "Scale":
+        return Scale(node.options["factor"])
+    if node.kind == "Upsample":
+        return nn.Upsample(scale_factor=node.options["factor"])
+    return {"Tanh": nn.Tanh, "Flatten": nn.Flatten, "MeanHW": MeanHW}[node.kind]()
+
+
+def make_module(node: Node, net: Net, dtype: torch.dtype, hidden: bool = False) -> nn.Module:
+    if node.is_synapse:
+        return _synapse(node, net)
+    if node.kind in SNNTORCH:
+        return _snntorch(node, net, dtype, hidden)
+    if node.kind in NORSE_SPIKING + NORSE_READOUT:
+        return _norse(node, net)
+    return _between(node, net)
+
+
+class CaseNet(nn.Module):
+    """One time step of a network: ``net(x, state) -> (outputs, state)``.
+
+    The modules carry the names of their nodes. ``hidden`` gives snnTorch neurons ``init_hidden=True``: then their state
+    lives in them, and ``state`` only carries what Norse cells return.
+    """
+
+    def __init__(self, net: Net, *, dtype: torch.dtype = torch.float64, hidden: bool = False) -> None:
+        super().__init__()
+        self.net, self.hidden = net, hidden
+        for node in net.nodes:
+            if "shares" not in node.options:
+                self.add_module(node.name, make_module(node, net, dtype, hidden))
+        self.to(dtype)
+        for node in net.nodes:
+            if "tied" in node.options:  # two modules, one Parameter
+                getattr(self, node.name).weight = getattr(self, node.options["tied"]).weight
+        load(self, net)
+        self.values: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor, state: dict[str, Any] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        state, new_state = state or {}, {}
+        values = {"x": x}
+        for node in self.net.nodes:
+            value = values[node.inputs[0]]
+            for name in node.inputs[1:]:
+                value = value + values[name]
+            module = getattr(self, node.options.get("shares", node.name))
+            if not node.is_neuron:
+                values[node.name] = module(value)
+                continue
+            if node.kind in SNNTORCH:
+                out, new_state[node.name], mem = self._call_snntorch(node, module, value, state.get(node.name))
+            else:
+                out, new_state[node.name] = module(value, state.get(node.name))
+                mem = new_state[node.name].v
+            values[node.name], values[f"{node.name}.mem"] = out, mem
+        self.values = {k: v.detach() for k, v in values.items() if v is not None}
+        return {name: values[name] for name in self.net.outputs}, new_state
+
+    def _call_snntorch(self, node: Node, module: nn.Module, current: Tensor, state: Any) -> tuple[Tensor, Any, Tensor]:
+        if self.hidden:
+            returned = module(current)
+            returned = returned if isinstance(returned, tuple) else (returned, None)
+            return returned[0], None, returned[-1]
+        if state is None:
+            state = module.reset_mem()
+            state = state if isinstance(state, tuple) else (state,)
+        returned = module(current, *state)
+        # RLeaky and RSynaptic return the spikes both as output and as the first state
+        return returned[0], returned if node.kind.startswith("R") else returned[1:], returned[-1]
+
+
+def load(module: nn.Module, net: Net, rename: Callable[[str], str] = lambda name: name) -> None:
+    """Copy the values of ``net`` into the parameters of ``module``; every parameter must be known."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(net.params[rename(name)])
+
+
+def as_sequential(net: Net, *, dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    """The same network as an ``nn.Sequential`` of modules with hidden states (a chain without ``.mem`` inputs)."""
+    modules = OrderedDict((node.name, make_module(node, net, dtype, hidden=True)) for node in net.nodes)
+    sequential = nn.Sequential(modules).to(dtype)
+    load(sequential, net)
+    return sequential
+
+
+def as_sequential_state(net: Net, *, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """The same network as Norse's ``SequentialState``, whose children are named by their position."""
+    import norse.torch as norse
+
+    module = norse.SequentialState(*[make_module(node, net, dtype) for node in net.nodes]).to(dtype)
+    names = [node.name for node in net.nodes]
+    load(module, net, lambda name: ".".join([names[int(name.split(".")[0])], *name.split(".")[1:]]))
+    return module
+
+
+def fan_in(weight: Tensor) -> int:
+    return math.prod(weight.shape[1:])
