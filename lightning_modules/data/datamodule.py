@@ -1,0 +1,193 @@
+"""What the event data modules share: binning, splits, loaders and the report."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import DataLoader
+
+from .augment import Augmentation
+from .frames import Binning, bin_events
+from .loading import EpochSampler, FrameDataset, pad_collate
+from .packed import PackedEvents
+
+PARTS = ("train", "val", "test")
+
+Split = Mapping[str, npt.NDArray[np.int64]]
+
+
+class EventFrameDataModule(pl.LightningDataModule, ABC):
+    """Labelled event recordings as frames.
+
+    Batches are ``(frames [B, T, C, H, W] float32, lengths [B] int64, labels [B] int64)``, batch first; channel 0 counts
+    OFF events and channel 1 ON events. ``lengths`` is always there; where recordings differ in length the shorter ones
+    end in frames of zeros. Events are binned once, at `setup`, and kept as bytes.
+
+    A subclass says where the recordings come from (`load_events`), which of them train (`split`) and what both are
+    called.
+
+    Args:
+        num_steps: Time steps of every recording; with ``bin_us`` the largest number of them.
+        bin_us: Duration of a step in microseconds. Default: the recording's nominal duration divided by ``num_steps``.
+        downsample: Side of the square of pixels whose events are summed (2: 34x34 becomes 17x17).
+        clip: Largest count of a pixel in a step; 1 makes frames binary, None leaves the counts.
+        batch_size: Samples of a batch.
+        num_workers: Processes that load batches. The data are in memory, so 0 is usually fastest.
+        seed: Seed of the order of the training samples and of the augmentation. Default: that of Lightning's
+            ``seed_everything``, or 0 where it was not called.
+        split_seed: Seed of the split. Leave it alone when the seed changes, so that runs are tested on the same
+            samples.
+        max_shift: Training samples are shifted at random by up to this many frame pixels.
+        event_drop: Every event of a training sample is dropped with this probability.
+        pin_memory: Use page-locked memory, which speeds up copies to a CUDA device.
+    """
+
+    num_classes = 10
+
+    def __init__(
+        self,
+        num_steps: int | None = 10,
+        bin_us: int | None = None,
+        downsample: int = 1,
+        clip: int | None = None,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int | None = None,
+        split_seed: int = 0,
+        max_shift: int = 0,
+        event_drop: float = 0.0,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        for name, value in (("num_workers", num_workers), ("seed", seed or 0), ("split_seed", split_seed)):
+            if value < 0:
+                raise ValueError(f"{name} must not be negative, got {value}")
+        if clip is not None and clip < 1:
+            raise ValueError(f"clip must be at least 1 or None, got {clip}")
+        self.binning = Binning(num_steps, bin_us, downsample)
+        self.augmentation = Augmentation(max_shift, event_drop)
+        self.clip = clip
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self.split_seed = split_seed
+        self.pin_memory = pin_memory
+        self._datasets: dict[str, FrameDataset] = {}
+        self._facts: dict[str, Any] = {}
+
+    @property
+    @abstractmethod
+    def dataset_name(self) -> str:
+        """Name of the recordings, as results should call them. Known after `setup`."""
+
+    @property
+    @abstractmethod
+    def split_name(self) -> str:
+        """Name of the split, as results should call it. Known after `setup`."""
+
+    @property
+    @abstractmethod
+    def duration_us(self) -> int:
+        """Nominal duration of a recording."""
+
+    @property
+    @abstractmethod
+    def sensor_size(self) -> tuple[int, int]:
+        """Height and width of the sensor."""
+
+    @abstractmethod
+    def load_events(self) -> PackedEvents:
+        """All recordings. Called by every process; expensive work belongs into a cache that `prepare_data` fills."""
+
+    @abstractmethod
+    def split(self, labels: npt.NDArray[np.integer]) -> Split:
+        """Indices of the recordings of "train", "val" and "test"."""
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a frame."""
+        return (2, *self.binning.frame_size(self.sensor_size))
+
+    def setup(self, stage: str | None = None) -> None:
+        """Loads, bins and splits the recordings, once for all stages."""
+        if self._datasets:
+            return
+        packed = self.load_events()
+        store = bin_events(packed, self.binning, self.duration_us)
+        split = self.split(packed.labels)
+        self._datasets = {
+            part: FrameDataset(
+                store,
+                packed.labels,
+                split[part],
+                clip=self.clip,
+                augmentation=self.augmentation if part == "train" else None,
+                seed=self.seed,
+            )
+            for part in PARTS
+        }
+        lengths = np.diff(store.offsets)
+        self._facts = {
+            "steps": (int(lengths.min()), int(lengths.max())) if len(lengths) else (0, 0),
+            "events_per_recording": round(len(packed.x) / max(len(packed), 1), 1),
+            "on_fraction": round(float(packed.polarities().mean()), 4) if len(packed.x) else float("nan"),
+        }
+
+    def dataset(self, part: str) -> FrameDataset:
+        """The samples of "train", "val" or "test".
+
+        Raises:
+            RuntimeError: `setup` has not been called.
+        """
+        if not self._datasets:
+            raise RuntimeError(f"call {type(self).__name__}.setup() first (a Lightning Trainer does)")
+        return self._datasets[part]
+
+    def report(self) -> dict[str, Any]:
+        """Facts to print beside a result: names of data set and split, sizes, frames, events per recording."""
+        sizes = {part: len(self.dataset(part)) for part in PARTS}
+        return {
+            "dataset": self.dataset_name,
+            "split": self.split_name,
+            **sizes,
+            **self._facts,
+            "step_us": self.binning.step_us(self.duration_us),
+            "frame_shape": self.frame_shape,
+            "clip": self.clip,
+            "augmentation": {"max_shift": self.augmentation.max_shift, "event_drop": self.augmentation.event_drop},
+        }
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled by `EpochSampler`; augmented."""
+        return self._loader("train", EpochSampler(len(self.dataset("train")), self.seed))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """In order, as recorded."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """In order, as recorded."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """The test samples."""
+        return self._loader("test")
+
+    def _loader(self, part: str, sampler: EpochSampler | None = None) -> DataLoader[Any]:
+        return DataLoader(
+            self.dataset(part),
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=pad_collate,
+            pin_memory=self.pin_memory,
+            persistent_workers=self.num_workers > 0,
+        )
