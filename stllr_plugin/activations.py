@@ -51,8 +51,9 @@ class SigmoidDerivative:
 
     def __call__(self, v: Tensor) -> Tensor:
         """Returns psi(v), of the shape of v."""
-        s = torch.sigmoid(v * self.slope)
-        return s.mul(1.0 - s).mul(4.0 * self.height)
+        scaled = v * self.slope
+        # 1 - s cancels for large v; sigmoid(-scaled) is the same without the loss.
+        return torch.sigmoid(scaled).mul(torch.sigmoid(-scaled)).mul(4.0 * self.height)
 
 
 @dataclass(frozen=True)

@@ -275,8 +275,8 @@ def find_calls(root: Node, output_shape: torch.Size) -> list[tuple[Node, Synapse
 
     Returns:
         For each tag that was reached: its node, its call, and whether the membrane depends on it through additions
-            alone
-        (so that du/d(output) is the identity). Spikes of other neurons end the walk.
+        alone (so that du/d(output) is the identity). The walk goes on behind a synapse, for layers without a neuron in
+        between; it ends at the outputs of other neurons.
     """
     found: list[tuple[Node, SynapseCall, bool]] = []
     seen: set[Node] = set()
@@ -291,7 +291,7 @@ def find_calls(root: Node, output_shape: torch.Size) -> list[tuple[Node, Synapse
         call = getattr(node, "stllr_call", None)
         if call is not None:
             found.append((node, call, identity and call.output_shape == output_shape))
-            continue
+            identity = False  # a synapse behind this one reaches the membrane through its weight
         if getattr(node, "stllr_boundary", False):
             continue
         name = node.name()

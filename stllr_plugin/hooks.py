@@ -7,7 +7,10 @@ were attached.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,15 +39,25 @@ from stllr_plugin.traces import EdgeTraces, NeuronTraces, PostTrace
 if TYPE_CHECKING:
     from stllr_plugin.learner import STLLRLearner
 
-# torch.compile must run the hooks eagerly. Its decorator would import the whole compiler; this is the mark that it
-# leaves.
-_EAGER = "_torchdynamo_disable"
 
+def eager(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes torch.compile call a function instead of tracing it.
 
-def eager(function: Any) -> Any:
-    """Marks a function as one that torch.compile calls instead of tracing it."""
-    setattr(function, _EAGER, True)
-    return function
+    ``torch.compiler.disable`` does that, but imports the whole compiler at once; this waits until somebody compiles.
+    """
+    disabled: Callable[..., Any] | None = None
+
+    @wraps(function)
+    def call(*args: Any) -> Any:
+        nonlocal disabled
+        if "torch._dynamo" not in sys.modules:
+            return function(*args)
+        if disabled is None:
+            disabled = torch.compiler.disable(function)
+        return disabled(*args)
+
+    call._torchdynamo_disable = True  # type: ignore[attr-defined]  # the mark that torch.compiler.disable leaves
+    return call
 
 
 class Hook:

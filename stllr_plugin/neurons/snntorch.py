@@ -86,7 +86,7 @@ class SnnTorchAdapter(NeuronAdapter):
 
     def matches(self, module: nn.Module) -> bool:
         """See the base class."""
-        return isinstance(module, tuple(_STATES))
+        return isinstance(module, tuple(_STATES)) and _refusal(module) is None
 
     def problems(self, module: nn.Module) -> list[str]:
         """See the base class."""
@@ -139,10 +139,10 @@ class SnnTorchAdapter(NeuronAdapter):
             if buffer is not None and buffer.requires_grad:
                 module._buffers[name] = buffer.detach()
         membrane = states["mem"]
-        current = args[0] if args else kwargs["input_"]
-        # snnTorch starts from zeros where the shape of the state is not that of the input.
-        fits = isinstance(membrane, Tensor) and membrane.shape == current.shape
-        return args, kwargs, membrane if fits else None
+        started = (
+            isinstance(membrane, Tensor) and membrane.numel() > 0
+        )  # snnTorch's states are empty before the first step
+        return args, kwargs, membrane if started else None
 
     def read_step(self, module: nn.Module, tap: MembraneTap, output: Any) -> NeuronStep:
         """See the base class."""
@@ -180,13 +180,21 @@ def _detached(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
 
+def _refusal(module: nn.Module) -> str | None:
+    """The reason for a class of snnTorch in :data:`_REFUSED`; some of them inherit from neurons that are supported."""
+    for kind in type(module).__mro__:
+        if kind.__name__ in _REFUSED and kind.__module__.startswith("snntorch."):
+            return _REFUSED[kind.__name__]
+    return None
+
+
 @register_refusal
 def _refuse(module: nn.Module) -> str | None:
+    reason = _refusal(module)
+    if reason is not None:
+        return reason
     if not isinstance(module, snntorch.SpikingNeuron) or isinstance(module, tuple(_STATES)):
         return None
-    for kind in type(module).__mro__:
-        if kind.__name__ in _REFUSED:
-            return _REFUSED[kind.__name__]
     return f"this neuron is not known; supported: {', '.join(kind.__name__ for kind in _STATES)} and their subclasses"
 
 
