@@ -94,8 +94,8 @@ def _wrapper_problems(model: nn.Module) -> list[str]:
         kind = type(module).__name__
         if isinstance(module, nn.DataParallel):
             return [
-                f"{where} is a DataParallel wrapper: its replicas share one learner and lose their states. "
-                "Pass the bare model and use DistributedDataParallel."
+                f"{where} is a DataParallel wrapper: its replicas share one learner and lose their states. Pass the "
+                "bare model and use DistributedDataParallel."
             ]
         if kind in ("DistributedDataParallel", "FullyShardedDataParallel"):
             return [
@@ -145,8 +145,8 @@ def _discover(model: nn.Module, exclude: tuple[str, ...], plan: Plan, problems: 
     if not plan.neurons and not problems:
         problems.append(
             f"no spiking neuron of snnTorch or Norse was found in this {type(model).__name__}. The learner needs at "
-            "least one, for "
-            "example snntorch.Leaky or norse.torch.LIFCell; CONTRIBUTING.md shows how to add an adapter for others."
+            "least one, for example snntorch.Leaky or norse.torch.LIFCell; CONTRIBUTING.md shows how to add an "
+            "adapter for others."
         )
 
 

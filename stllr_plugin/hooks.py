@@ -97,9 +97,8 @@ class OrphanHook(Hook):
         if self.refuses and module.training and torch.is_grad_enabled():
             raise NotAttachedError(
                 f"Module {self.name!r} belongs to a copy of a model that is attached to an STLLRLearner. Training the "
-                "copy would "
-                "use other gradients. Attach a learner to the copy, or call stllr_plugin.remove_hooks(copy) to train "
-                "it without."
+                "copy would use other gradients. Attach a learner to the copy, or call "
+                "stllr_plugin.remove_hooks(copy) to train it without."
             )
 
 
@@ -139,9 +138,8 @@ def _refuse_recomputation(name: str) -> None:
     if torch._C._current_graph_task_id() != -1:
         raise CheckpointingError(
             f"Module {name!r} runs again inside the backward pass (activation checkpointing). That would advance the "
-            "traces twice. "
-            "Remove the checkpointing: with S-TLLR memory does not grow with the number of time steps, so it saves "
-            "nothing."
+            "traces twice. Remove the checkpointing: with S-TLLR memory does not grow with the number of time steps, "
+            "so it saves nothing."
         )
 
 
@@ -374,8 +372,7 @@ class NeuronSite:
             if step.membrane is None or (self.adapter.spiking and step.threshold_distance is None):
                 raise StateError(
                     f"Neuron {self.name!r} ({type(self.module).__name__}) ran without deciding about spikes where the "
-                    "learner looks "
-                    "(does a subclass bypass `fire` or `activation`?)."
+                    "learner looks (does a subclass bypass `fire` or `activation`?)."
                 )
             return self._advance(step, output, opened)
         finally:
@@ -393,8 +390,8 @@ class NeuronSite:
         if supervision.num_steps is not None and index >= supervision.num_steps:
             raise StateError(
                 f"Neuron {self.name!r} runs step {index + 1} of a sequence announced with "
-                f"num_steps={supervision.num_steps}. "
-                "Call learner.reset() before a new sequence, or announce its length with learner.reset(num_steps=...)."
+                f"num_steps={supervision.num_steps}. Call learner.reset() before a new sequence, or announce its "
+                "length with learner.reset(num_steps=...)."
             )
         traces.steps = index + 1
         supervision.clock = index
@@ -431,10 +428,8 @@ class NeuronSite:
             if same:
                 raise StateError(
                     f"Neuron {self.name!r} continues from the state before optimizer.step(), but step() ended the "
-                    "sequence and reset "
-                    "the traces. If you update within a sequence, build the learner with reset_after_step=False and "
-                    "call "
-                    "learner.reset() where a sequence begins."
+                    "sequence and reset the traces. If you update within a sequence, build the learner with "
+                    "reset_after_step=False and call learner.reset() where a sequence begins."
                 )
         if opened.new_sequence and not same:
             traces.restart()
@@ -537,10 +532,8 @@ class NeuronSite:
             ):
                 raise StateError(
                     f"The hidden state of neuron {self.name!r} was overwritten between two time steps. "
-                    "DistributedDataParallel "
-                    "copies the buffers of rank 0, membranes included, to all ranks at each forward: attach the "
-                    "learner before "
-                    "wrapping the model, or wrap it with broadcast_buffers=False."
+                    "DistributedDataParallel copies the buffers of rank 0, membranes included, to all ranks at each "
+                    "forward: attach the learner before wrapping the model, or wrap it with broadcast_buffers=False."
                 )
 
     def reset(self, mask: Tensor | None, ended_by_step: bool) -> None:
@@ -597,8 +590,7 @@ class LiftGuard(Hook):
         if self.learner.is_recording(module) and x.shape[0] > 1:
             raise SequenceInputError(
                 f"Lift {self.name!r} received {x.shape[0]} time steps in one call. An online rule needs one: feed "
-                "slices "
-                "x[t : t + 1] and carry the state."
+                "slices x[t : t + 1] and carry the state."
             )
 
 

@@ -339,10 +339,8 @@ class STLLRLearner(Optimizer):
             reasons.append("loss.backward() did not reach a neuron or readout at a supervised step")
         raise NoGradientCapturedError(
             "step() was called, but no synapse received a gradient of the rule since the last step: "
-            f"{' and '.join(reasons)}. "
-            "Nothing was updated. Run the model with model.train(), call loss.backward() on the outputs of supervised "
-            "steps, "
-            "then step()."
+            f"{' and '.join(reasons)}. Nothing was updated. Run the model with model.train(), call loss.backward() on "
+            "the outputs of supervised steps, then step()."
         )
 
     def _warn_of_resets_within_sequences(self) -> None:
@@ -350,10 +348,8 @@ class STLLRLearner(Optimizer):
         if self._single_step_updates == 3 and self._num_steps != 1:
             warn(
                 "Each of the last three step() calls came after a single time step, and each reset the neurons and "
-                "the traces. If you "
-                "update at every time step of a sequence, build the learner with reset_after_step=False and call "
-                "learner.reset() "
-                "before each sequence."
+                "the traces. If you update at every time step of a sequence, build the learner with "
+                "reset_after_step=False and call learner.reset() before each sequence."
             )
 
     def assert_finite(self) -> None:
@@ -388,8 +384,7 @@ class STLLRLearner(Optimizer):
             place = checks[int(flags.logical_not().nonzero()[0])][0]
             raise NonFiniteError(
                 f"NaN or infinity in {place} not finite. Nothing was updated. Look for NaN in the data, for exploding "
-                "weights (clip the gradients, "
-                "lower the learning rate), or for a psi or surrogate that overflows."
+                "weights (clip the gradients, lower the learning rate), or for a psi or surrogate that overflows."
             )
 
     # -- sequences
@@ -582,8 +577,7 @@ class STLLRLearner(Optimizer):
         kind = "no optimizer" if self._inner is None else type(self._inner).__name__
         return (
             f"STLLRLearner({type(self.model).__name__}, {kind}, {len(self._sites)} synapses, {len(self._neurons)} "
-            "neurons, "
-            f"learning_signal={self.learning_signal!r}, rule={self._plan.rule})"
+            f"neurons, learning_signal={self.learning_signal!r}, rule={self._plan.rule})"
         )
 
     # -- checkpoints

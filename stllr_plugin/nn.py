@@ -105,8 +105,7 @@ class SequenceDropout(nn.Module):
         if self._mask.shape != x.shape:
             raise RuntimeError(
                 f"SequenceDropout: the input has shape {tuple(x.shape)}, but the mask of this sequence has "
-                f"{tuple(self._mask.shape)}. "
-                "Call reset_mask() (or learner.reset()) before a new sequence."
+                f"{tuple(self._mask.shape)}. Call reset_mask() (or learner.reset()) before a new sequence."
             )
         return x * self._mask
 

@@ -88,8 +88,8 @@ class Feedback(MutableMapping[str, Tensor]):
         matrix = self._matrices[name]
         if tuple(matrix.shape) != shape:
             raise StateError(
-                f"learner.feedback[{name!r}] has shape {tuple(matrix.shape)}, but this network needs {shape} "
-                "(outputs, then the shape of the neuron's spikes without the batch)."
+                f"learner.feedback[{name!r}] has shape {tuple(matrix.shape)}, but this network needs {shape} (outputs, "
+                "then the shape of the neuron's spikes without the batch)."
             )
         if matrix.device != like.device:
             matrix = self._matrices[name] = matrix.to(like.device)

@@ -55,17 +55,19 @@ def run_online(
     if supervision.last is not None and supervision.num_steps is None and supervision.lengths is None:
         raise StateError(
             f"online() cannot tell which are the last {supervision.last} steps (supervise_last) without the length of "
-            "the sequence: "
-            "pass num_steps to online(), to learner.reset() or to the learner."
+            "the sequence: pass num_steps to online(), to learner.reset() or to the learner."
         )
+    _refuse_several_processes(learner, "online()")
+    return _online(learner, output, loss_fn, backward)
+
+
+def _refuse_several_processes(learner: STLLRLearner, what: str) -> None:
     if learner.distributed:
         raise StateError(
-            "online() runs backward passes inside the forward pass, where DistributedDataParallel does not average "
-            "gradients. With "
-            "several processes call loss.backward() at each step outside of forward, under no_sync() for all but the "
-            "last."
+            f"{what} runs backward passes inside the forward pass, where DistributedDataParallel does not average "
+            "gradients. With several processes call loss.backward() at each step outside of forward, under no_sync() "
+            "for all but the last."
         )
-    return _online(learner, output, loss_fn, backward)
 
 
 @contextmanager
@@ -114,6 +116,7 @@ def run_two_pass(
     learner: STLLRLearner, output: nn.Module, loss_fn: Callable[[Any], Tensor], forward: Callable[[], Any]
 ) -> Tensor:
     """See ``STLLRLearner.two_pass``."""
+    _refuse_several_processes(learner, "two_pass()")
     start = _Snapshot(learner)
     records: list[list[tuple[int, Tensor]]] = []
 
@@ -140,8 +143,7 @@ def run_two_pass(
     if not leaves or not loss.requires_grad:
         raise StateError(
             f"two_pass: the loss does not depend on the outputs of the given {type(output).__name__}. Pass the module "
-            "whose outputs "
-            "forward() returns, and return them from forward()."
+            "whose outputs forward() returns, and return them from forward()."
         )
     gradients = iter(torch.autograd.grad(loss, leaves, allow_unused=True))
     targets = [[(place, leaf.detach(), next(gradients)) for place, leaf in step] for step in records]
@@ -159,8 +161,8 @@ def run_two_pass(
         if not step or any(not torch.allclose(items[place], value, rtol=1e-4, atol=1e-5) for place, value, _ in step):
             raise StateError(
                 f"two_pass: the second pass differs from the first at step {position}. forward() must give the same "
-                "outputs twice: "
-                "draw random numbers from torch's generators only, and start the states within forward()."
+                "outputs twice: draw random numbers from torch's generators only, and start the states within "
+                "forward()."
             )
         pairs = [(tensor, gradient) for tensor, gradient in wanted if tensor.requires_grad]
         if pairs:

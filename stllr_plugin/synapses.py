@@ -37,8 +37,8 @@ class Synapse:
         if isinstance(weight, nn.Parameter) or parametrize.is_parametrized(module, self.weight_name):
             return None
         return (
-            f"`{self.weight_name}` is a plain tensor (old hook-style weight_norm or spectral_norm?); "
-            "use torch.nn.utils.parametrizations instead"
+            f"`{self.weight_name}` is a plain tensor (old hook-style weight_norm or spectral_norm?); use "
+            "torch.nn.utils.parametrizations instead"
         )
 
     def trainable(self, module: nn.Module) -> list[nn.Parameter]:

@@ -160,8 +160,7 @@ class NorseSpikingAdapter(_NorseAdapter):
         if len(tap.calls) > 1:
             raise SequenceInputError(
                 f"{type(module).__name__} received {len(tap.calls)} time steps in one call. An online rule needs one: "
-                "feed slices "
-                "x[t : t + 1] and carry the state, or use the cell version of this neuron."
+                "feed slices x[t : t + 1] and carry the state, or use the cell version of this neuron."
             )
         if not tap.calls:
             return NeuronStep(None, None, spikes)
