@@ -25,7 +25,7 @@ from stllr_plugin.rule import STLLRRule
 from stllr_plugin.supervision import Supervision
 
 if TYPE_CHECKING:
-    from stllr_plugin.hooks import SynapseSite
+    from stllr_plugin.sites import SynapseSite
 
 
 @dataclass(slots=True, eq=False)

@@ -21,11 +21,11 @@ from stllr_plugin.errors import (
     RuleError,
     StateError,
 )
-from stllr_plugin.hooks import LiftGuard, ModuleSite, NeuronSite, OwnWeightSite, SynapseSite
 from stllr_plugin.nn import SequenceDropout
 from stllr_plugin.report import Edge, Report
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.signals import DirectFeedback, Feedback, LearningSignal
+from stllr_plugin.sites import LiftGuard, ModuleSite, NeuronSite, OwnWeightSite, SynapseSite
 from stllr_plugin.streaming import OnlineRun, run_online, run_two_pass
 from stllr_plugin.supervision import Supervision
 
@@ -148,8 +148,7 @@ class STLLRLearner(Optimizer):
             self._handles += site.attach()
         for name, module, adapter in plan.neurons:
             own = [
-                OwnWeightSite(self, f"{name}.{weight}", plan.rules.get(f"{name}.{weight}"))
-                for weight in adapter.weight_names
+                OwnWeightSite(self, name, weight, plan.rules.get(f"{name}.{weight}")) for weight in adapter.weight_names
             ]
             self._sites += own
             neuron = NeuronSite(self, name, module, adapter, plan.rules.get(name, plan.rule), own)

@@ -18,7 +18,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from stllr_plugin.errors import RuleError, StateError
-from stllr_plugin.hooks import Hook, NeuronSite, eager
+from stllr_plugin.hooks import Hook, eager
+from stllr_plugin.sites import NeuronSite
 
 if TYPE_CHECKING:
     from stllr_plugin.learner import STLLRLearner

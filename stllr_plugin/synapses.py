@@ -49,8 +49,8 @@ class Synapse:
         weight = module._parameters.get(self.weight_name)
         return [weight] if weight is not None and weight.requires_grad else []
 
-    def weight_gradient(self, module: nn.Module, x: Tensor, g: Tensor, weight_shape: torch.Size) -> Tensor:
-        """Gradient of the weight for input x [B, ...] and output gradient g [B, ...], both of one float dtype."""
+    def weight_gradient(self, module: nn.Module, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
+        """Gradient of the weight for input x [B, ...] and output gradient g [B, ...], all of one float dtype."""
         raise NotImplementedError
 
 
@@ -77,9 +77,9 @@ def find_synapse(module: nn.Module) -> Synapse | None:
 class LinearSynapse(Synapse):
     """``nn.Linear``, with any number of leading dimensions."""
 
-    def weight_gradient(self, module: nn.Module, x: Tensor, g: Tensor, weight_shape: torch.Size) -> Tensor:
+    def weight_gradient(self, module: nn.Module, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
         """See the base class; leading dimensions are summed over."""
-        return g.reshape(-1, weight_shape[0]).t() @ x.reshape(-1, weight_shape[1])
+        return linear_weight_gradient(x, g)
 
 
 def linear_weight_gradient(x: Tensor, g: Tensor) -> Tensor:
@@ -91,19 +91,19 @@ def linear_weight_gradient(x: Tensor, g: Tensor) -> Tensor:
 class ConvSynapse(Synapse):
     """Convolutions with any stride, dilation, groups, padding and padding mode."""
 
-    def weight_gradient(self, module: nn.Module, x: Tensor, g: Tensor, weight_shape: torch.Size) -> Tensor:
+    def weight_gradient(self, module: nn.Module, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
         """See the base class."""
         conv: Any = module
-        if x.dim() == len(weight_shape) - 1:  # unbatched
+        if x.dim() == weight.dim() - 1:  # unbatched
             x, g = x.unsqueeze(0), g.unsqueeze(0)
         padding = conv.padding
         if isinstance(padding, str) or conv.padding_mode != "zeros":
             # Padding is linear in the input, so the trace of the padded input is the padded trace.
             mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
             x = functional.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
-            padding = (0,) * (len(weight_shape) - 2)
+            padding = (0,) * (weight.dim() - 2)
         return _convolution_weight_gradient(
-            x, g, weight_shape, conv.stride, padding, conv.dilation, False, (0,) * len(padding), conv.groups
+            x, g, weight, conv.stride, padding, conv.dilation, False, (0,) * len(padding), conv.groups
         )
 
 
@@ -111,10 +111,10 @@ class ConvSynapse(Synapse):
 class ConvTransposeSynapse(Synapse):
     """Transposed convolutions, ``output_size`` given or not."""
 
-    def weight_gradient(self, module: nn.Module, x: Tensor, g: Tensor, weight_shape: torch.Size) -> Tensor:
+    def weight_gradient(self, module: nn.Module, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
         """See the base class."""
         conv: Any = module
-        if x.dim() == len(weight_shape) - 1:
+        if x.dim() == weight.dim() - 1:
             x, g = x.unsqueeze(0), g.unsqueeze(0)
         # forward(x, output_size=...) picks the output padding per call; the size of g tells which.
         output_padding = [
@@ -122,20 +122,20 @@ class ConvTransposeSynapse(Synapse):
             - (
                 (x.shape[2 + i] - 1) * conv.stride[i]
                 - 2 * conv.padding[i]
-                + conv.dilation[i] * (weight_shape[2 + i] - 1)
+                + conv.dilation[i] * (weight.shape[2 + i] - 1)
                 + 1
             )
-            for i in range(len(weight_shape) - 2)
+            for i in range(weight.dim() - 2)
         ]
         return _convolution_weight_gradient(
-            x, g, weight_shape, conv.stride, conv.padding, conv.dilation, True, output_padding, conv.groups
+            x, g, weight, conv.stride, conv.padding, conv.dilation, True, output_padding, conv.groups
         )
 
 
 def _convolution_weight_gradient(
     x: Tensor,
     g: Tensor,
-    weight_shape: torch.Size,
+    weight: Tensor,
     stride: Any,
     padding: Any,
     dilation: Any,
@@ -143,8 +143,6 @@ def _convolution_weight_gradient(
     output_padding: Any,
     groups: int,
 ) -> Tensor:
-    # The operator reads shape, dtype and device of the weight only, never its values.
-    weight = x.new_empty(1).expand(weight_shape)
     gradient: Tensor = torch.ops.aten.convolution_backward(
         g, x, weight, None, stride, padding, dilation, transposed, output_padding, groups, (False, True, False)
     )[1]

@@ -208,9 +208,9 @@ class _OneToOne(Synapse):
         """None: a V that is not learned is a plain tensor, and simply gets no gradient."""
         return None
 
-    def weight_gradient(self, module: nn.Module, x: Tensor, g: Tensor, weight_shape: torch.Size) -> Tensor:
+    def weight_gradient(self, module: nn.Module, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
         """See the base class; summed over the batch, and over the units that share a value."""
-        return (g * x).sum_to_size(weight_shape)
+        return (g * x).sum_to_size(weight.shape)
 
 
 def _register_one_to_one() -> None:

@@ -1,0 +1,348 @@
+"""Neurons: each step is read, the traces advance, and the rule is grafted onto the outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+from stllr_plugin.activations import Psi, resolve_psi
+from stllr_plugin.errors import StateError
+from stllr_plugin.graft import PostFactor, SpikeGraft, StateGraft, StepRecord, SynapseCall, SynapticInput, find_calls
+from stllr_plugin.hooks import Hook, eager, refuse_recomputation
+from stllr_plugin.neurons.base import Installation, NeuronAdapter, NeuronStep
+from stllr_plugin.rule import STLLRRule
+from stllr_plugin.sites.own_weights import OwnWeights
+from stllr_plugin.sites.synapse import OwnWeightSite
+from stllr_plugin.traces import EdgeTraces, NeuronTraces, PostTrace
+
+if TYPE_CHECKING:
+    from stllr_plugin.learner import STLLRLearner
+
+
+@dataclass(slots=True)
+class _OpenStep:
+    """What the hook before a neuron's forward leaves for the one after it."""
+
+    new_sequence: bool
+    incoming: Tensor | None
+    mode: OwnWeights | None
+
+
+class NeuronSite:
+    """A neuron of the attached model: reads each step, advances the traces, and grafts the rule onto the outputs.
+
+    Attributes:
+        name: Module name.
+        module: The neuron.
+        adapter: What is known about its kind.
+        rule: The neuron's rule: its own by name, else the learner's.
+        own_weights: Sites of weights that the module holds itself.
+        sequences: Traces by the set of synapses that feed the neuron (more than one where a module serves several
+            layers).
+    """
+
+    def __init__(
+        self,
+        learner: STLLRLearner,
+        name: str,
+        module: nn.Module,
+        adapter: NeuronAdapter,
+        rule: STLLRRule,
+        own_weights: list[OwnWeightSite],
+    ) -> None:
+        """See the class."""
+        self.learner = learner
+        self.name = name
+        self.module = module
+        self.adapter = adapter
+        self.rule = rule
+        self.own_weights = own_weights
+        self.sequences: dict[tuple[tuple[int, int], ...], NeuronTraces] = {}
+        self.installation: Installation = Installation(None)  # type: ignore[arg-type]
+        self._open: list[_OpenStep | None] = []
+
+    def attach(self) -> list[Any]:
+        """Installs the tap and registers the hooks; returns their handles."""
+        self.installation = self.adapter.install(self.module)
+        return [
+            self.module.register_forward_pre_hook(_BeforeNeuron(self), with_kwargs=True),
+            self.module.register_forward_hook(_AfterNeuron(self), always_call=True),
+        ]
+
+    def detach(self) -> None:
+        """Takes the tap out and cuts states that the module keeps off the graph."""
+        self.installation.uninstall()
+        self.installation.tap.clear()
+        for name in self.adapter.state_buffers(self.module):
+            buffer = self.module._buffers.get(name)
+            if buffer is not None and buffer.requires_grad:
+                self.module._buffers[name] = buffer.detach()
+
+    # -- around one call
+    # ------------------------------------------------------------------------------------------------
+
+    def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Cuts the incoming states off the graph of the past and opens the tap."""
+        if not self.learner.is_recording(self.module):
+            self._open.append(None)
+            return None
+        refuse_recomputation(self.name)
+        if args and isinstance(args[0], Tensor) and args[0].is_sparse:
+            raise StateError(f"Neuron {self.name!r} received a sparse tensor; pass x.to_dense().")
+        self._check_buffers_untouched()
+        args, kwargs, membrane = self.adapter.detach_states(self.module, args, kwargs)
+        # New states that are all zero begin a sequence. Reading values waits for the device, so it is done only where
+        # the state is not the one that the last step returned.
+        known = any(traces.last_membrane is not None for traces in self.sequences.values())
+        returned = any(traces.returned(membrane) for traces in self.sequences.values())
+        fresh = membrane is None or (known and not returned and not bool(membrane.any()))
+        mode = None
+        if self.own_weights:
+            mode = OwnWeights(self.module, self.own_weights, self.installation.tap.currents)
+            mode.__enter__()  # type: ignore[no-untyped-call]
+        self._open.append(_OpenStep(fresh, membrane, mode))
+        self.installation.tap.clear()
+        self.installation.tap.open = True
+        return args, kwargs
+
+    def after(self, output: Any) -> Any:
+        """Advances the traces and grafts the rule onto spikes and states; also runs when the forward pass raised."""
+        opened = self._open.pop() if self._open else None
+        if opened is None:
+            return None
+        tap = self.installation.tap
+        tap.open = False
+        if opened.mode is not None:
+            opened.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        try:
+            if output is None:
+                return None
+            step = self.adapter.read_step(self.module, tap, output)
+            if step.membrane is None or (self.adapter.spiking and step.threshold_distance is None):
+                raise StateError(
+                    f"Neuron {self.name!r} ({type(self.module).__name__}) ran without deciding about spikes where the "
+                    "learner looks (does a subclass bypass `fire` or `activation`?)."
+                )
+            return self._advance(step, output, opened)
+        finally:
+            tap.clear()
+
+    def _advance(self, step: NeuronStep, output: Any, opened: _OpenStep) -> Any:
+        learner, supervision = self.learner, self.learner.supervision
+        membrane = step.membrane
+        assert membrane is not None
+        calls = find_calls(membrane.grad_fn, membrane.shape) if membrane.grad_fn is not None else []
+        groups = _group(calls)
+        traces = self.sequences.setdefault(tuple(groups), NeuronTraces())
+        self._follow_sequence(traces, opened)
+        index = traces.steps
+        if supervision.num_steps is not None and index >= supervision.num_steps:
+            raise StateError(
+                f"Neuron {self.name!r} runs step {index + 1} of a sequence announced with "
+                f"num_steps={supervision.num_steps}. Call learner.reset() before a new sequence, or announce its "
+                "length with learner.reset(num_steps=...)."
+            )
+        traces.steps = index + 1
+        supervision.clock = index
+        with_graph = supervision.needs_graph(index)
+
+        inputs = []
+        for key, members in groups.items():
+            call = members[0][1]
+            edge = traces.edges.get(key)
+            if edge is None:
+                edge = traces.edges[key] = EdgeTraces(learner.edge_name(call.site.name, self.name, key[1]))
+            rule = call.site.rule or self.rule
+            for _, member, _ in members:
+                member.consumed = True
+            trace = edge.advance(call.x, rule.lambda_pre)
+            inputs.append(SynapticInput(call, [(node, identity) for node, _, identity in members], trace, rule))
+
+        posts, psi_carries = self._advance_posts(step, traces, inputs, with_graph)
+        if not with_graph:
+            result = self.adapter.replace(self.module, output, torch.Tensor.detach)
+        else:
+            root = get_gradient_edge(membrane) if calls else None
+            record = StepRecord(index, supervision, learner, root, [], inputs, posts, psi_carries)
+            result = self._graft(record, step, output)
+        traces.remember(self._returned_membrane(result))
+        return result
+
+    def _follow_sequence(self, traces: NeuronTraces, opened: _OpenStep) -> None:
+        """Starts the traces afresh where a new sequence is evident; refuses a state that outlived a reset by step()."""
+        same = traces.returned(opened.incoming)
+        if traces.ended_by_step:
+            traces.ended_by_step = False
+            if same:
+                raise StateError(
+                    f"Neuron {self.name!r} continues from the state before optimizer.step(), but step() ended the "
+                    "sequence and reset the traces. If you update within a sequence, build the learner with "
+                    "reset_after_step=False and call learner.reset() where a sequence begins."
+                )
+        if opened.new_sequence and not same:
+            traces.restart()
+
+    def _advance_posts(
+        self, step: NeuronStep, traces: NeuronTraces, inputs: list[SynapticInput], with_graph: bool
+    ) -> tuple[dict[STLLRRule, PostFactor], Tensor | None]:
+        """Computes psi(v[t]) and moves the postsynaptic traces on, once per distinct psi and decay."""
+        if step.threshold_distance is None:
+            return {}, None
+        v = step.threshold_distance.detach()
+        values: dict[Psi | None, Tensor] = {}
+
+        def psi_of(rule: STLLRRule) -> Tensor:
+            psi = resolve_psi(rule.psi)
+            if psi not in values:
+                values[psi] = self._psi(psi, v)
+            return values[psi]
+
+        posts: dict[STLLRRule, PostFactor] = {}
+        before: dict[tuple[Psi | None, float], Tensor | None] = {}
+        for rule in dict.fromkeys(synaptic.rule for synaptic in inputs):
+            previous = None
+            if rule.alpha_post != 0.0:
+                key = (resolve_psi(rule.psi), rule.lambda_post)
+                if key not in before:
+                    before[key] = traces.posts.setdefault(key, PostTrace(*key)).advance(psi_of(rule))
+                previous = before[key]
+            if with_graph:
+                posts[rule] = PostFactor(psi_of(rule), previous)
+        carries = psi_of(self.rule) if with_graph and self.rule.propagate == "psi" else None
+        return posts, carries
+
+    def _psi(self, psi: Psi | None, v: Tensor) -> Tensor:
+        if psi is None:
+            return self.adapter.surrogate_derivative(self.module, v)
+        with torch.no_grad():
+            value = psi(v)
+        if not isinstance(value, Tensor) or value.shape != v.shape:
+            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise StateError(
+                f"Neuron {self.name!r}: psi returned {found} for v of shape {tuple(v.shape)}; it must map a tensor "
+                "element by element."
+            )
+        return value.detach()
+
+    def _graft(self, record: StepRecord, step: NeuronStep, output: Any) -> Any:
+        """Replaces spikes and states in the output (and in the module's buffers) by their grafted versions."""
+        weights = [synaptic.call.weight for synaptic in record.inputs]
+        new: dict[int, Tensor] = {}
+        spikes = step.spikes
+        if spikes is not None:
+            if record.psi_carries is not None:
+                v = step.threshold_distance
+                grafted = SpikeGraft.apply(record, spikes.detach(), v, *weights)
+            else:
+                grafted = SpikeGraft.apply(record, spikes, None, *weights)
+            new[id(spikes)] = self.learner.signal.hidden(self, grafted)
+
+        states: dict[int, Tensor] = {}
+
+        def collect(tensor: Tensor) -> Tensor:
+            if tensor is not spikes and tensor.requires_grad and tensor.grad_fn is not None:
+                states.setdefault(id(tensor), tensor)
+            return tensor
+
+        self.adapter.replace(self.module, output, collect)
+        if states:
+            kept = list(states.values())
+            shared = record.membrane is not None
+            record.states = [
+                record.membrane if shared and tensor is step.membrane else get_gradient_edge(tensor)  # type: ignore[misc]
+                for tensor in kept
+            ]
+            for before, after in zip(kept, StateGraft.apply(record, len(kept), *kept, *weights), strict=True):
+                new[id(before)] = after
+        return self.adapter.replace(self.module, output, lambda tensor: new.get(id(tensor), tensor))
+
+    # -- states that the module keeps
+    # -----------------------------------------------------------------------------------
+
+    def _returned_membrane(self, result: Any) -> Tensor | None:
+        names = self.adapter.state_buffers(self.module)
+        if names:
+            return self.module._buffers["mem"]
+        state = result[1] if isinstance(result, tuple) and len(result) > 1 else None
+        return getattr(state, "v", None)
+
+    def _check_buffers_untouched(self) -> None:
+        """Notices that somebody wrote into a hidden state between two steps, as DDP's buffer broadcast does."""
+        if not self.learner.distributed or not self.adapter.state_buffers(self.module):
+            return
+        membrane = self.module._buffers.get("mem")
+        for traces in self.sequences.values():
+            last = traces.last_membrane
+            if (
+                membrane is not None
+                and last is not None
+                and membrane.data_ptr() == last[0].data_ptr()
+                and membrane._version != last[1]
+            ):
+                raise StateError(
+                    f"The hidden state of neuron {self.name!r} was overwritten between two time steps. "
+                    "DistributedDataParallel copies the buffers of rank 0, membranes included, to all ranks at each "
+                    "forward: attach the learner before wrapping the model, or wrap it with broadcast_buffers=False."
+                )
+
+    def reset(self, mask: Tensor | None, ended_by_step: bool) -> None:
+        """Resets traces and the states that the module keeps; with a mask [B], those samples only."""
+        for traces in self.sequences.values():
+            if mask is None:
+                traces.restart()
+                traces.ended_by_step = ended_by_step and not self._keeps_state()
+            else:
+                traces.clear_samples(mask)
+        self.adapter.reset_states(self.module, mask)
+        if mask is not None or self._keeps_state():
+            for traces in self.sequences.values():
+                traces.last_membrane = None
+
+    def _keeps_state(self) -> bool:
+        return bool(getattr(self.module, "init_hidden", False))
+
+
+class _BeforeNeuron(Hook):
+    def __init__(self, site: NeuronSite) -> None:
+        super().__init__(site.name)
+        self.site = site
+
+    @eager
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.site.before(args, kwargs)
+
+
+class _AfterNeuron(Hook):
+    refuses = False
+
+    def __init__(self, site: NeuronSite) -> None:
+        super().__init__(site.name)
+        self.site = site
+
+    @eager
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return self.site.after(output)
+
+
+def _group(
+    calls: list[tuple[Any, SynapseCall, bool]],
+) -> dict[tuple[int, int], list[tuple[Any, SynapseCall, bool]]]:
+    """Sorts the calls of one step by synapse; calls of one synapse on the same input share a trace and count once."""
+    groups: dict[tuple[int, int], list[tuple[Any, SynapseCall, bool]]] = {}
+    seen: dict[int, list[SynapseCall]] = {}
+    for node, call, identity in calls:
+        firsts = seen.setdefault(id(call.site), [])
+        number = next((n for n, first in enumerate(firsts) if _same_tensor(first.x, call.x)), None)
+        if number is None:
+            number = len(firsts)
+            firsts.append(call)
+        groups.setdefault((id(call.site), number), []).append((node, call, identity))
+    return groups
+
+
+def _same_tensor(one: Tensor, other: Tensor) -> bool:
+    return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.stride() == other.stride()

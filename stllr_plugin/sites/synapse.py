@@ -1,0 +1,128 @@
+"""Synapses: each call runs on a weight that is out of the graph, and its output is tagged with what the rule needs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from stllr_plugin.graft import SynapseCall, Tag
+from stllr_plugin.hooks import Hook, eager, refuse_recomputation
+from stllr_plugin.rule import STLLRRule
+from stllr_plugin.synapses import Synapse, linear_weight_gradient
+
+if TYPE_CHECKING:
+    from stllr_plugin.learner import STLLRLearner
+
+
+class SynapseSite:
+    """A synapse of the attached model: one weight, and its calls.
+
+    Attributes:
+        name: Module name (of a neuron's own weight: ``"<neuron>.<weight name>"``).
+        learner: The learner.
+        rule: Rule chosen for this synapse by name, or None to use the rule of the neuron that it feeds.
+    """
+
+    def __init__(self, learner: STLLRLearner, name: str, rule: STLLRRule | None) -> None:
+        """See the class."""
+        self.learner = learner
+        self.name = name
+        self.rule = rule
+
+    def tag(self, x: Tensor, output: Tensor, weight: Tensor) -> Tensor:
+        """Marks the output of one call."""
+        learner = self.learner
+        call = SynapseCall(self, x.detach(), weight, learner.next_order(), output.shape, learner.supervision.clock)
+        return Tag.apply(call, output, weight)  # type: ignore[no-any-return]
+
+    def weight_gradient(self, call: SynapseCall, x: Tensor, g: Tensor) -> Tensor:
+        """Gradient of the weight for an input (or its trace) and an output gradient, computed in at least float32."""
+        weight = call.weight.detach()
+        dtype = weight.dtype if weight.dtype in (torch.float32, torch.float64) else torch.float32
+        return self._weight_gradient(x.to(dtype), g.to(dtype), weight.to(dtype)).to(weight.dtype)
+
+    def _weight_gradient(self, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class OwnWeightSite(SynapseSite):
+    """A weight that a neuron module holds itself and uses through ``linear`` (Norse's recurrent cells)."""
+
+    def __init__(self, learner: STLLRLearner, neuron: str, weight_name: str, rule: STLLRRule | None) -> None:
+        """See the class."""
+        super().__init__(learner, f"{neuron}.{weight_name}", rule)
+        self.weight_name = weight_name
+
+    def _weight_gradient(self, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
+        return linear_weight_gradient(x, g)
+
+
+class ModuleSite(SynapseSite):
+    """A synapse that is a module: Linear, a convolution, or a registered type."""
+
+    def __init__(
+        self, learner: STLLRLearner, name: str, module: nn.Module, synapse: Synapse, rule: STLLRRule | None
+    ) -> None:
+        """See the class."""
+        super().__init__(learner, name, rule)
+        self.module = module
+        self.synapse = synapse
+        self._open: list[tuple[Tensor, Tensor, list[nn.Parameter]] | None] = []
+
+    def attach(self) -> list[Any]:
+        """Registers the hooks; returns their handles."""
+        return [
+            self.module.register_forward_pre_hook(_BeforeSynapse(self), with_kwargs=True),
+            self.module.register_forward_hook(_AfterSynapse(self), always_call=True),
+        ]
+
+    def _weight_gradient(self, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
+        return self.synapse.weight_gradient(self.module, x, g, weight)
+
+    def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Takes the weight out of the graph for the call that follows."""
+        parameters = self.synapse.trainable(self.module) if self.learner.is_recording(self.module) else []
+        if not parameters:
+            self._open.append(None)
+            return
+        refuse_recomputation(self.name)
+        x = args[0] if args else kwargs[self.synapse.input_name]
+        # A parametrized weight is computed here within the graph of its originals, which the gradient then flows on to.
+        weight = getattr(self.module, self.synapse.weight_name)
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        self._open.append((x, weight, parameters))
+
+    def after(self, output: Any) -> Tensor | None:
+        """Gives the weight back and marks the output; also runs when the forward pass raised."""
+        opened = self._open.pop() if self._open else None
+        if opened is None:
+            return None
+        x, weight, parameters = opened
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        return self.tag(x, output, weight) if isinstance(output, Tensor) else None
+
+
+class _BeforeSynapse(Hook):
+    def __init__(self, site: ModuleSite) -> None:
+        super().__init__(site.name)
+        self.site = site
+
+    @eager
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.site.before(args, kwargs)
+
+
+class _AfterSynapse(Hook):
+    refuses = False
+
+    def __init__(self, site: ModuleSite) -> None:
+        super().__init__(site.name)
+        self.site = site
+
+    @eager
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
+        return self.site.after(output)
