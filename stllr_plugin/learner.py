@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -21,6 +20,7 @@ from stllr_plugin.errors import (
     RuleError,
     StateError,
 )
+from stllr_plugin.facade import OptimizerFacade
 from stllr_plugin.nn import SequenceDropout
 from stllr_plugin.report import Edge, Report
 from stllr_plugin.rule import STLLRRule
@@ -32,7 +32,7 @@ from stllr_plugin.supervision import Supervision
 _STATE_KEY = "stllr"
 
 
-class STLLRLearner(Optimizer):
+class STLLRLearner(OptimizerFacade):
     """Trains an existing snnTorch or Norse model with S-TLLR.
 
     Attaching is all that is needed: from then on the gradients that ``loss.backward()`` leaves in ``.grad`` are those
@@ -96,18 +96,7 @@ class STLLRLearner(Optimizer):
         excluded = (exclude,) if isinstance(exclude, str) else tuple(exclude)
         plan = plan_attachment(model, rule, dict(layer_rules or {}), learning_signal, output, excluded)
 
-        self._inner: Optimizer | None = None
-        placeholder: list[dict[str, Any]] = [
-            {"params": [torch.zeros(0)]}
-        ]  # torch refuses an optimizer without parameters
-        super().__init__(
-            placeholder if optimizer is None else optimizer.param_groups,
-            {} if optimizer is None else optimizer.defaults,
-        )
-        self._inner = optimizer
-        if optimizer is None:
-            self.param_groups = []
-
+        super().__init__(optimizer)
         self.model = model
         self.learning_signal = learning_signal
         self.reset_after_step = reset_after_step
@@ -251,48 +240,12 @@ class STLLRLearner(Optimizer):
     # -- the optimizer
     # ----------------------------------------------------------------------------------------------------
 
-    @property
-    def optimizer(self) -> Optimizer | None:
-        """The optimizer that updates the weights."""
-        return self._inner
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Those of the inner optimizer."""
-        return self._own_groups if self._inner is None else self._inner.param_groups
-
-    @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        if self._inner is None:
-            self._own_groups = groups
-        else:
-            self._inner.param_groups = groups
-
-    @property
-    def state(self) -> defaultdict[Tensor, Any]:
-        """That of the inner optimizer."""
-        return self._own_state if self._inner is None else self._inner.state
-
-    @state.setter
-    def state(self, state: defaultdict[Tensor, Any]) -> None:
-        if self._inner is None:
-            self._own_state = state
-        else:
-            self._inner.state = state
-
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients of the inner optimizer's parameters (without one: of the model's)."""
         if self._inner is None:
             self.model.zero_grad(set_to_none)
         else:
             self._inner.zero_grad(set_to_none)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group to the inner optimizer."""
-        if self._inner is None:
-            super().add_param_group(param_group)
-        else:
-            self._inner.add_param_group(param_group)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates the weights, then ends the sequence (unless ``reset_after_step=False``).

@@ -1,0 +1,69 @@
+"""An optimizer that stands in front of another one."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class OptimizerFacade(Optimizer):
+    """Is the inner optimizer to everything that takes one: same groups, same state, same defaults.
+
+    Learning-rate schedulers, GradScaler and Lightning read and write ``param_groups`` and ``state``; both are the inner
+    optimizer's own objects at every moment, also after it loaded a checkpoint.
+
+    Args:
+        inner: The optimizer behind the facade; None makes one without parameters.
+    """
+
+    def __init__(self, inner: Optimizer | None) -> None:
+        """See the class."""
+        self._inner: Optimizer | None = None
+        placeholder: list[dict[str, Any]] = [
+            {"params": [torch.zeros(0)]}
+        ]  # torch refuses an optimizer without parameters
+        groups = placeholder if inner is None else inner.param_groups
+        super().__init__(groups, {} if inner is None else inner.defaults)
+        self._inner = inner
+        if inner is None:
+            self.param_groups = []
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The inner optimizer, which updates the weights."""
+        return self._inner
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Those of the inner optimizer."""
+        return self._own_groups if self._inner is None else self._inner.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        if self._inner is None:
+            self._own_groups = groups
+        else:
+            self._inner.param_groups = groups
+
+    @property
+    def state(self) -> defaultdict[Tensor, Any]:
+        """That of the inner optimizer."""
+        return self._own_state if self._inner is None else self._inner.state
+
+    @state.setter
+    def state(self, state: defaultdict[Tensor, Any]) -> None:
+        if self._inner is None:
+            self._own_state = state
+        else:
+            self._inner.state = state
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group to the inner optimizer."""
+        if self._inner is None:
+            super().add_param_group(param_group)
+        else:
+            self._inner.add_param_group(param_group)
