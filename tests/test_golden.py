@@ -42,7 +42,9 @@ def standardise(model: CaseNet, data: dict[str, Any], own: bool) -> dict[str, st
     for i in "12":
         layer = getattr(model, f"fc{i}")
         if own:
-            parametrize.register_parametrization(layer, "weight", PublishedStandardisation(data[f"gain{i}"], data["eps"]))
+            parametrize.register_parametrization(
+                layer, "weight", PublishedStandardisation(data[f"gain{i}"], data["eps"])
+            )
         else:
             weight_standardize(layer, eps=data["eps"])
             with torch.no_grad():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -30,7 +30,14 @@ RULES: dict[str, Rule] = {
 SLTT = Rule(alpha_pre=1.0, lambda_pre=0.0, alpha_post=0.0, lambda_post=0.0, psi=None, propagate="surrogate")
 
 # what the inputs of a neuron must be multiplied with for it to fire in a few steps
-_CURRENT = {"LIFCell": 8.0, "LIFRecurrentCell": 8.0, "LIFBoxCell": 10.0, "Lapicque": 6.0, "LICell": 4.0, "LIBoxCell": 4.0}
+_CURRENT = {
+    "LIFCell": 8.0,
+    "LIFRecurrentCell": 8.0,
+    "LIFBoxCell": 10.0,
+    "Lapicque": 6.0,
+    "LICell": 4.0,
+    "LIBoxCell": 4.0,
+}
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ def settle(build: Callable[[int], Case], margin: float = 2e-4, tries: int = 200)
     """The first seed whose network fires, is not saturated and keeps every membrane away from its threshold."""
     for seed in range(tries):
         case = build(seed)
-        result = Oracle(case.net, RULES["default"]).run(case.xs, case.loss, [False] * len(case.xs))
+        result = Oracle(case.net, RULES["default"]).run(case.xs, None)
         rates = [spikes.mean().item() for spikes in result.spikes.values()]
         if all(0.03 < rate < 0.8 for rate in rates) and result.margin > margin:
             return case
@@ -137,7 +144,12 @@ def _neuron_setups() -> list[NeuronSetup]:
             late = "late" if delay else "now"
             options = {"reset_mechanism": reset, "reset_delay": delay}
             add("Leaky", f"{reset}-{late}-learned", options, learned=learned)
-    add("RLeaky", "zero-now-learned", {"reset_mechanism": "zero", "reset_delay": False, "recurrent": "linear"}, learned=learned)
+    add(
+        "RLeaky",
+        "zero-now-learned",
+        {"reset_mechanism": "zero", "reset_delay": False, "recurrent": "linear"},
+        learned=learned,
+    )
     more = {**learned, "alpha": torch.tensor(0.5, dtype=torch.float64)}
     add("Synaptic", "subtract-now-learned", {"reset_delay": False}, learned=more)
     add("RSynaptic", "zero-learned", {"reset_mechanism": "zero", "recurrent": "linear"}, learned=more)
@@ -201,7 +213,7 @@ def neuron_case(setup_id: str, outputs: str = "spikes") -> Case:
     return _neuron_case(setup_id, outputs)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _neuron_case(setup_id: str, outputs: str) -> Case:
     setup = NEURONS[setup_id]
     seen = {
@@ -269,7 +281,7 @@ READOUTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def readout_case(name: str) -> Case:
     """A layer of spiking neurons below a readout whose membrane (or, for a plain Linear, output) is the loss's input."""
     kind, options = READOUTS[name]
@@ -358,7 +370,9 @@ def _synapse_setups() -> list[SynapseSetup]:
         for name, options in variants.items():
             out = 4 // options.get("groups", 1)
             setups.append(make(f"{transpose}-{name}", transpose, (2, out, *kernel), (2, *small), options))
-    setups.append(make("Conv2d-mixed", "Conv2d", (4, 1, 3, 2), (2, 5, 6), {"stride": (2, 1), "padding": (2, 0), "groups": 2}))
+    setups.append(
+        make("Conv2d-mixed", "Conv2d", (4, 1, 3, 2), (2, 5, 6), {"stride": (2, 1), "padding": (2, 0), "groups": 2})
+    )
     setups.append(make("Conv2d-depthwise", "Conv2d", (2, 1, 3, 3), (2, 4, 4), {"groups": 2, "padding": 1}))
     return setups
 
@@ -397,7 +411,7 @@ def add_weight(
     return {}
 
 
-@lru_cache(maxsize=None)
+@cache
 def synapse_case(setup_id: str) -> Case:
     """The synapse under test feeds a Leaky; a Linear and a second Leaky above it make its learning signal."""
     setup = SYNAPSES[setup_id]
@@ -437,7 +451,9 @@ def _structures() -> dict[str, Callable[[int], Case]]:
     lif = {"beta": 0.75, "threshold": 0.75}
     now = {**lif, "reset_delay": False, "reset_mechanism": "zero"}
 
-    def structure(build: Callable[[torch.Generator], tuple[list[Node], dict[str, Tensor], tuple[str, ...], Tensor]]) -> None:
+    def structure(
+        build: Callable[[torch.Generator], tuple[list[Node], dict[str, Tensor], tuple[str, ...], Tensor]],
+    ) -> None:
         name = build.__name__.strip("_")
 
         def make(seed: int) -> Case:
@@ -455,7 +471,10 @@ def _structures() -> dict[str, Callable[[int], Case]]:
         return nodes, params, ("lif2", "lif2.mem"), spike_input((4, 2, 2, 4, 4), rng)
 
     def norm(rng: torch.Generator, name: str, features: int) -> dict[str, Tensor]:
-        return {f"{name}.weight": _round(0.75 + 0.5 * torch.rand(features, generator=rng).double()), f"{name}.bias": bias(features, rng, 2.0)}
+        return {
+            f"{name}.weight": _round(0.75 + 0.5 * torch.rand(features, generator=rng).double()),
+            f"{name}.bias": bias(features, rng, 2.0),
+        }
 
     def batch_norm2d(rng: torch.Generator) -> Any:
         nodes, params, outputs, xs = conv_stack(rng, [Node("bn", "BatchNorm2d", ("conv1",))], 64, lif)
@@ -463,9 +482,22 @@ def _structures() -> dict[str, Callable[[int], Case]]:
         return nodes, params | norm(rng, "bn", 4), outputs, xs
 
     def batch_norm1d(rng: torch.Generator) -> Any:
-        params = {"fc1.weight": weight((4, 3), rng), **norm(rng, "bn1", 4), "fc2.weight": weight((3, 4), rng), **norm(rng, "bn2", 3)}
-        nodes = [Node("fc1", "Linear", ("x",)), Node("bn1", "BatchNorm1d", ("fc1",)), Node("lif1", "Leaky", ("bn1",), lif)]
-        nodes += [Node("fc2", "Linear", ("lif1",)), Node("bn2", "BatchNorm1d", ("fc2",)), Node("lif2", "Leaky", ("bn2",), now)]
+        params = {
+            "fc1.weight": weight((4, 3), rng),
+            **norm(rng, "bn1", 4),
+            "fc2.weight": weight((3, 4), rng),
+            **norm(rng, "bn2", 3),
+        }
+        nodes = [
+            Node("fc1", "Linear", ("x",)),
+            Node("bn1", "BatchNorm1d", ("fc1",)),
+            Node("lif1", "Leaky", ("bn1",), lif),
+        ]
+        nodes += [
+            Node("fc2", "Linear", ("lif1",)),
+            Node("bn2", "BatchNorm1d", ("fc2",)),
+            Node("lif2", "Leaky", ("bn2",), now),
+        ]
         return nodes, params, ("lif2", "lif2.mem"), spike_input((5, 4, 3), rng)
 
     def group_norm(rng: torch.Generator) -> Any:
@@ -496,7 +528,10 @@ def _structures() -> dict[str, Callable[[int], Case]]:
     def dense(rng: torch.Generator, *shapes: tuple[str, int, int]) -> dict[str, Tensor]:
         params: dict[str, Tensor] = {}
         for name, out_features, in_features in shapes:
-            params |= {f"{name}.weight": weight((out_features, in_features), rng), f"{name}.bias": bias(out_features, rng)}
+            params |= {
+                f"{name}.weight": weight((out_features, in_features), rng),
+                f"{name}.bias": bias(out_features, rng),
+            }
         return params
 
     def two_synapses(rng: torch.Generator) -> Any:
@@ -509,14 +544,20 @@ def _structures() -> dict[str, Callable[[int], Case]]:
     def one_synapse_two_neurons(rng: torch.Generator) -> Any:
         params = dense(rng, ("fc1", 4, 3), ("fc2", 3, 4))
         nodes = [Node("fc1", "Linear", ("x",)), Node("lif1", "Leaky", ("fc1",), lif)]
-        nodes += [Node("more", "Scale", ("fc1",), {"factor": 1.25}), Node("lif1b", "Leaky", ("more",), {**now, "beta": 0.5})]
+        nodes += [
+            Node("more", "Scale", ("fc1",), {"factor": 1.25}),
+            Node("lif1b", "Leaky", ("more",), {**now, "beta": 0.5}),
+        ]
         nodes += [Node("fc2", "Linear", ("lif1", "lif1b")), Node("lif2", "Leaky", ("fc2",), lif)]
         return nodes, params, ("lif2",), spike_input((5, 2, 3), rng)
 
     def shared_synapse(rng: torch.Generator) -> Any:
         params = dense(rng, ("fc1", 4, 4), ("fc2", 3, 4))
         nodes = [Node("fc1", "Linear", ("x",)), Node("lif1", "Leaky", ("fc1",), lif)]
-        nodes += [Node("again", "Linear", ("lif1",), {"shares": "fc1"}), Node("lif1b", "Leaky", ("again",), {**lif, "beta": 0.5})]
+        nodes += [
+            Node("again", "Linear", ("lif1",), {"shares": "fc1"}),
+            Node("lif1b", "Leaky", ("again",), {**lif, "beta": 0.5}),
+        ]
         nodes += [Node("fc2", "Linear", ("lif1b",)), Node("lif2", "Leaky", ("fc2",), lif)]
         return nodes, params, ("lif2",), spike_input((5, 2, 4), rng)
 
@@ -524,7 +565,10 @@ def _structures() -> dict[str, Callable[[int], Case]]:
         params = dense(rng, ("fc1", 4, 4), ("fc2", 4, 4), ("fc3", 3, 4))
         del params["fc2.weight"]
         nodes = [Node("fc1", "Linear", ("x",)), Node("lif1", "Leaky", ("fc1",), lif)]
-        nodes += [Node("fc2", "Linear", ("lif1",), {"tied": "fc1"}), Node("lif2", "Leaky", ("fc2",), {**lif, "beta": 0.5})]
+        nodes += [
+            Node("fc2", "Linear", ("lif1",), {"tied": "fc1"}),
+            Node("lif2", "Leaky", ("fc2",), {**lif, "beta": 0.5}),
+        ]
         nodes += [Node("fc3", "Linear", ("lif2",)), Node("lif3", "Leaky", ("fc3",), lif)]
         return nodes, params, ("lif3",), spike_input((5, 2, 4), rng)
 
@@ -536,7 +580,11 @@ def _structures() -> dict[str, Callable[[int], Case]]:
 
     def flatten_before(rng: torch.Generator) -> Any:
         params = {"conv1.weight": weight((2, 2, 2, 2), rng), "conv1.bias": bias(2, rng), **dense(rng, ("fc2", 3, 12))}
-        nodes = [Node("conv1", "Conv2d", ("x",)), Node("flat", "Flatten", ("conv1",)), Node("lif1", "Leaky", ("flat",), now)]
+        nodes = [
+            Node("conv1", "Conv2d", ("x",)),
+            Node("flat", "Flatten", ("conv1",)),
+            Node("lif1", "Leaky", ("flat",), now),
+        ]
         nodes += [Node("fc2", "Linear", ("lif1",)), Node("lif2", "Leaky", ("fc2",), lif)]
         return nodes, params, ("lif2",), spike_input((5, 2, 2, 3, 4), rng)
 
@@ -554,13 +602,17 @@ def _structures() -> dict[str, Callable[[int], Case]]:
         params = {**dense(rng, ("fc1", 4, 3), ("out", 4, 4)), **norm(rng, "gn", 4)}
         del params["out.bias"]
         nodes = [Node("fc1", "Linear", ("x",)), Node("lif1", "Leaky", ("fc1",), lif)]
-        nodes += [Node("out", "Linear", ("lif1",)), Node("gn", "GroupNorm", ("out",), {"groups": 2})]
+        nodes += [Node("out", "Linear", ("lif1",)), Node("gn", "GroupNorm", ("out",), {"groups": 1})]
         return nodes, params, ("gn",), spike_input((6, 2, 3), rng)
 
     def residual_spikes(rng: torch.Generator) -> Any:
         params = dense(rng, ("fc1", 4, 3), ("fc2", 4, 4), ("fc3", 3, 4))
         nodes = [Node("fc1", "Linear", ("x",)), Node("lif1", "Leaky", ("fc1",), lif), Node("fc2", "Linear", ("lif1",))]
-        nodes += [Node("lif2", "Leaky", ("fc2",), now), Node("fc3", "Linear", ("lif1", "lif2")), Node("lif3", "Leaky", ("fc3",), lif)]
+        nodes += [
+            Node("lif2", "Leaky", ("fc2",), now),
+            Node("fc3", "Linear", ("lif1", "lif2")),
+            Node("lif3", "Leaky", ("fc3",), lif),
+        ]
         return nodes, params, ("lif3", "lif1"), spike_input((5, 2, 3), rng)
 
     def residual_current(rng: torch.Generator) -> Any:
@@ -577,7 +629,11 @@ def _structures() -> dict[str, Callable[[int], Case]]:
 
     def membrane_as_input(rng: torch.Generator) -> Any:
         params = dense(rng, ("fc1", 4, 3), ("fc2", 3, 4))
-        nodes = [Node("fc1", "Linear", ("x",)), Node("lif1", "Leaky", ("fc1",), lif), Node("fc2", "Linear", ("lif1.mem",))]
+        nodes = [
+            Node("fc1", "Linear", ("x",)),
+            Node("lif1", "Leaky", ("fc1",), lif),
+            Node("fc2", "Linear", ("lif1.mem",)),
+        ]
         nodes += [Node("lif2", "Leaky", ("fc2",), lif)]
         return nodes, params, ("lif2",), spike_input((5, 2, 3), rng)
 
@@ -592,7 +648,10 @@ def _structures() -> dict[str, Callable[[int], Case]]:
         params |= {"lif2.recurrent.weight": weight((4, 4), rng, 0.6)}
         nodes = [Node("fc1", "Linear", ("x",)), Node("lif1", "Synaptic", ("fc1",), {**lif, "alpha": 0.5})]
         nodes += [Node("fc2", "Linear", ("lif1",)), Node("lif2", "RLeaky", ("fc2",), {**lif, "recurrent": "linear"})]
-        nodes += [Node("fc3", "Linear", ("lif2",)), Node("lif3", "Lapicque", ("fc3",), {"beta": 0.5, "threshold": 0.25})]
+        nodes += [
+            Node("fc3", "Linear", ("lif2",)),
+            Node("lif3", "Lapicque", ("fc3",), {"beta": 0.5, "threshold": 0.25}),
+        ]
         return nodes, params, ("lif3", "lif3.mem"), spike_input((6, 2, 3), rng)
 
     for build in (
@@ -608,7 +667,7 @@ def _structures() -> dict[str, Callable[[int], Case]]:
 STRUCTURES = _structures()
 
 
-@lru_cache(maxsize=None)
+@cache
 def structure_case(name: str) -> Case:
     return settle(STRUCTURES[name])
 

@@ -104,11 +104,17 @@ def relative_errors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor])
     return errors
 
 
-def assert_equal(found: Measured, expected: Result, tolerance: float) -> float:
+def assert_equal(found: Measured, expected: Result, tolerance: float, what: str = "") -> float:
     """Outputs first: a flipped spike would make everything after it meaningless."""
     for name, value in expected.outputs.items():
-        torch.testing.assert_close(found.outputs[name].double(), value, rtol=max(tolerance, 1e-9), atol=tolerance)
+        torch.testing.assert_close(
+            found.outputs[name].double(),
+            value,
+            rtol=tolerance,
+            atol=tolerance,
+            msg=lambda m: f"{what}: {name}: {m}",  # noqa: B023
+        )
     errors = relative_errors(found.grads, expected.grads)
     bad = {name: f"{error:.2e}" for name, error in errors.items() if not error <= tolerance}
-    assert not bad, f"relative errors above {tolerance}: {bad}"
+    assert not bad, f"{what}: relative errors above {tolerance}: {bad}"
     return max(errors.values())

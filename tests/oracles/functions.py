@@ -54,7 +54,9 @@ SURROGATES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "tanh": lambda v, alpha: 1 - torch.tanh(alpha * v) ** 2,
     "circ": _circ,
     # Norse takes the root of a float32 pi
-    "heavi_erfc": lambda v, k: 2 * torch.exp(-((k * v) ** 2)) / torch.tensor(math.pi, dtype=torch.float32).sqrt().item(),
+    "heavi_erfc": lambda v, k: (
+        2 * torch.exp(-((k * v) ** 2)) / torch.tensor(math.pi, dtype=torch.float32).sqrt().item()
+    ),
 }
 
 

@@ -208,22 +208,23 @@ class Oracle:
         step.values[f"{node.name}.mem"] = mem.detach() if local else mem
 
     # ---------------------------------------------------------------- a sequence
-    def run(self, xs: Tensor, loss: Loss, supervised: Sequence[Any] | None = None) -> Result:
-        """``supervised[t]`` is a bool, or a bool tensor [B] with one entry per sample."""
+    def run(self, xs: Tensor, loss: Loss | None, supervised: Sequence[Any] | None = None) -> Result:
+        """``supervised[t]`` is a bool, or a bool tensor [B] with one entry per sample; no loss, no traces or gradients."""
         record: dict[str, list[Tensor]] = {name: [] for name in self.net.outputs}
         spikes: dict[str, list[Tensor]] = {}
         membranes: dict[str, list[Tensor]] = {}
         total = 0.0
         for t, x in enumerate(xs.double()):
-            full, local = self.forward(x, local=False), self.forward(x, local=True)
-            flags = torch.as_tensor(True if supervised is None else supervised[t]).expand(x.shape[0])
-            self._advance_pre(local)
-            if flags.any():
-                total += self._accumulate(full, local, loss, t, flags)
-            self._advance_post(local)
+            local = self.forward(x, local=True)
+            if loss is not None:
+                flags = torch.as_tensor(True if supervised is None else supervised[t]).expand(x.shape[0])
+                self._advance_pre(local)
+                if flags.any():
+                    total += self._accumulate(self.forward(x, local=False), local, loss, t, flags)
+                self._advance_post(local)
             self.state = {n: {k: s.detach() for k, s in state.items()} for n, state in local.state.items()}
             for name in self.net.outputs:
-                record[name].append(full.values[name].detach())
+                record[name].append(local.values[name].detach())
             for name, spike in local.spike.items():
                 spikes.setdefault(name, []).append(spike.detach())
                 neuron = neurons.look_up(self.net, self.net.node(name), self.params)

@@ -63,9 +63,5 @@ def weight_jacobian(apply, x: Tensor, weight: Tensor) -> Tensor:
     ``apply(x, weight)`` is linear in the weight: the column of element w is the output for the weight that is one at w
     and zero elsewhere.
     """
-    columns = []
-    for index in range(weight.numel()):
-        one = torch.zeros(weight.numel(), dtype=weight.dtype)
-        one[index] = 1
-        columns.append(apply(x, one.reshape(weight.shape)).flatten(1))
-    return torch.stack(columns, dim=-1)
+    one_hot = torch.eye(weight.numel(), dtype=weight.dtype).reshape(-1, *weight.shape)
+    return torch.vmap(lambda w: apply(x, w), out_dims=-1)(one_hot).flatten(1, -2)
