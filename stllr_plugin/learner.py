@@ -379,6 +379,8 @@ class STLLRLearner(OptimizerFacade):
         if mask is None:
             self.signal.restart()
             self.supervision.clock = -1
+            for site in self._sites:
+                site.begin()
             for module in self.model.modules():
                 if isinstance(module, SequenceDropout):
                     module.reset_mask()

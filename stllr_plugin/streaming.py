@@ -148,6 +148,9 @@ def run_two_pass(
     gradients = iter(torch.autograd.grad(loss, leaves, allow_unused=True))
     targets = [[(place, leaf.detach(), next(gradients)) for place, leaf in step] for step in records]
     start.restore()
+    supervision = learner.supervision
+    if supervision.last is not None and supervision.num_steps is None and supervision.lengths is None:
+        supervision.begin(len(records), None)  # the first pass has shown how long the sequence is
 
     # Second pass: the same steps again, each with its own backward pass.
     position = 0

@@ -30,18 +30,23 @@ class SynapseSite:
         self.learner = learner
         self.name = name
         self.rule = rule
-        self._last_call: SynapseCall | None = None
-        self._is_readout = False
+        self.begin()
+
+    def begin(self) -> None:
+        """Begins a sequence."""
+        self._first_call: SynapseCall | None = None
+        self._is_readout: bool | None = None  # known once the first step has ended
 
     def tag(self, x: Tensor, output: Tensor, weight: Tensor) -> Tensor:
         """Marks the output of one call; the output of a readout at a step that is not supervised leaves the graph."""
         learner = self.learner
-        if self._last_call is not None:  # by now a neuron would have consumed it
-            self._is_readout, self._last_call = not self._last_call.consumed, None
+        if self._first_call is not None:  # by now a neuron would have consumed it
+            self._is_readout, self._first_call = not self._first_call.consumed, None
         if self._is_readout and not learner.supervision.needs_graph(learner.supervision.clock):
             return output.detach()
         call = SynapseCall(self, x.detach(), weight, learner.next_order(), output.shape, learner.supervision.clock)
-        self._last_call = call
+        if self._is_readout is None:
+            self._first_call = call
         return Tag.apply(call, output, weight)  # type: ignore[no-any-return]
 
     def weight_gradient(self, call: SynapseCall, x: Tensor, g: Tensor) -> Tensor:
