@@ -23,9 +23,8 @@ class OptimizerFacade(Optimizer):
     def __init__(self, inner: Optimizer | None) -> None:
         """See the class."""
         self._inner: Optimizer | None = None
-        placeholder: list[dict[str, Any]] = [
-            {"params": [torch.zeros(0)]}
-        ]  # torch refuses an optimizer without parameters
+        # torch refuses an optimizer without parameters.
+        placeholder: list[dict[str, Any]] = [{"params": [torch.zeros(0)]}]
         groups = placeholder if inner is None else inner.param_groups
         super().__init__(groups, {} if inner is None else inner.defaults)
         self._inner = inner
