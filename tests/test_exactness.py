@@ -4,8 +4,8 @@ Tolerance: 1e-9 in float64 and 1e-5 in float32, norm of the difference over norm
 
 float64 and snnTorch: its surrogates return float32 spikes whatever their input, so that a float64 network would fail at
 the next layer. The float64 networks of these tests therefore use a ``spike_grad`` of the tests' own with the same
-derivative, which keeps the dtype; the float32 ones use snnTorch's functions (tests/cases/surrogates.py). Norse keeps the
-dtype of its input, and its constants are given as float64.
+derivative, which keeps the dtype; the float32 ones use snnTorch's functions (tests/cases/surrogates.py). Norse keeps
+the dtype of its input, and its constants are given as float64.
 
 float32: constants are exact in binary and no membrane of a case lies within 2e-4 of its threshold, so that rounding
 flips no spike. The outputs are compared first. The rule "narrow" (psi = 1/(100|v|+1)^2) multiplies a rounding of v by
@@ -20,29 +20,22 @@ from functools import lru_cache
 import pytest
 import torch
 
+from tests.cases.case import Case
+from tests.cases.drive import TOLERANCE, assert_equal, measure, reference
+from tests.cases.modules import CaseNet
+from tests.cases.neurons import NEURONS, READOUTS, neuron_case, readout_case
+from tests.cases.plain import run_detached
+from tests.cases.rules import FLOAT32_RULES, RULES
+from tests.cases.structures import STRUCTURES, structure_case
+from tests.cases.synapses import SYNAPSES, synapse_case
+from tests.oracles.stllr import Result
+
 pytest.importorskip("snntorch")
 pytest.importorskip("norse")
 
-from tests.cases.catalogue import (
-    NEURONS,
-    READOUTS,
-    RULES,
-    STRUCTURES,
-    SYNAPSES,
-    Case,
-    neuron_case,
-    readout_case,
-    structure_case,
-    synapse_case,
-)
-from tests.cases.drive import TOLERANCE, assert_equal, measure, reference
-from tests.cases.modules import CaseNet
-from tests.cases.plain import run_detached
-from tests.oracles.stllr import Result
-
 DTYPES = {"f64": torch.float64, "f32": torch.float32}
+NETWORKS = [*[f"structure:{name}" for name in STRUCTURES], *[f"readout:{name}" for name in READOUTS]]
 OUTPUTS = ("spikes", "membranes", "both", "all")
-FLOAT32_RULES = tuple(name for name in RULES if name != "narrow")
 
 
 @lru_cache(maxsize=512)

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-snntorch = pytest.importorskip("snntorch")
-
 from stllr_plugin.nn import weight_standardize
 from tests.cases.drive import attach, relative_errors
 from tests.cases.modules import CaseNet
 from tests.oracles import golden
 from tests.oracles.stllr import Rule
+
+pytest.importorskip("snntorch")
 
 TOLERANCE = 2e-4
 

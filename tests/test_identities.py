@@ -1,6 +1,6 @@
 """Two limits in which the rule is something else, for every supported neuron.
 
-Without a second term and without a presynaptic trace it is plain autograd with all states detached between steps (SLTT).
+Without a second term and without a presynaptic trace it is plain autograd with states detached between steps (SLTT).
 Without a second term and with the neuron's leak as decay of the trace it is OTTT.
 """
 
@@ -11,14 +11,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-pytest.importorskip("snntorch")
-pytest.importorskip("norse")
-
-from tests.cases.catalogue import NEURONS, READOUTS, SLTT, STRUCTURES, Case, neuron_case, readout_case, structure_case
+from tests.cases.case import Case
 from tests.cases.drive import attach, gradients, relative_errors, run_steps
 from tests.cases.modules import CaseNet
+from tests.cases.neurons import NEURONS, READOUTS, neuron_case, readout_case
 from tests.cases.plain import ottt, run_detached
+from tests.cases.rules import SLTT
+from tests.cases.structures import STRUCTURES, structure_case
 from tests.oracles.stllr import Oracle, Rule
+
+pytest.importorskip("snntorch")
+pytest.importorskip("norse")
 
 SPIKES_ONLY = tuple(name for name in NEURONS if name.endswith("spikes-only"))
 BOTH = tuple(name for name in NEURONS if name not in SPIKES_ONLY)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stllr_plugin import STLLRLearner, STLLRRule
-from tests.cases.catalogue import Case
+from tests.cases.case import Case
 from tests.cases.modules import CaseNet
 from tests.oracles.stllr import Oracle, Result, Rule
 

@@ -209,7 +209,7 @@ class Oracle:
 
     # ---------------------------------------------------------------- a sequence
     def run(self, xs: Tensor, loss: Loss | None, supervised: Sequence[Any] | None = None) -> Result:
-        """``supervised[t]`` is a bool, or a bool tensor [B] with one entry per sample; no loss, no traces or gradients."""
+        """``supervised[t]`` is a bool, or a bool tensor with one entry per sample. No loss: no traces, no gradients."""
         record: dict[str, list[Tensor]] = {name: [] for name in self.net.outputs}
         spikes: dict[str, list[Tensor]] = {}
         membranes: dict[str, list[Tensor]] = {}
