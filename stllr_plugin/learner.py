@@ -540,15 +540,18 @@ class STLLRLearner(OptimizerFacade):
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's state and, under "stllr", rules and feedback matrices; traces belong to a sequence."""
         inner: dict[str, Any] = {"state": {}, "param_groups": []} if self._inner is None else self._inner.state_dict()
-        own: dict[str, Any] = {
-            "rule": self._plan.rule.describe(),
-            "layer_rules": {name: rule.describe() for name, rule in self._plan.rules.items()},
-            "learning_signal": self.learning_signal,
-        }
+        own = self._described()
         if isinstance(self.signal, DirectFeedback):
             own["feedback"] = {name: matrix.clone() for name, matrix in self.signal.feedback.items()}
             own["feedback_seed"] = self.signal.feedback.seed
         return {**inner, _STATE_KEY: own}
+
+    def _described(self) -> dict[str, Any]:
+        return {
+            "rule": self._plan.rule.describe(),
+            "layer_rules": {name: rule.describe() for name, rule in self._plan.rules.items()},
+            "learning_signal": self.learning_signal,
+        }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Loads what :meth:`state_dict` gave; a plain optimizer's state works too.
@@ -577,11 +580,10 @@ class STLLRLearner(OptimizerFacade):
             self._inner.load_state_dict(state)
         if own is None:
             return
-        if own["rule"] != self._plan.rule.describe():
-            warn(
-                f"The checkpoint was made with rule {own['rule']}; this learner goes on with "
-                f"{self._plan.rule.describe()}."
-            )
+        mine = self._described()
+        for what in ("rule", "layer_rules"):
+            if own[what] != mine[what]:
+                warn(f"The checkpoint was made with {what} {own[what]}; this learner goes on with {mine[what]}.")
         if isinstance(self.signal, DirectFeedback):
             self.signal.feedback.seed = own["feedback_seed"]
             for name, matrix in own["feedback"].items():

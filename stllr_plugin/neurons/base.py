@@ -7,9 +7,10 @@ spikes, which tensors are states, and what the neuron's own surrogate derivative
 
 from __future__ import annotations
 
+import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -58,7 +59,7 @@ class NeuronStep:
 
 
 class MembraneTap:
-    """Sits where a neuron decides about its spikes and keeps what it saw during one call.
+    """Keeps what a neuron did during one call. This base sees nothing by itself, which is enough for readouts.
 
     Attributes:
         calls: Arguments of each decision since :meth:`clear`.
@@ -77,13 +78,81 @@ class MembraneTap:
         self.calls.clear()
         self.currents.clear()
 
+    def install(self) -> None:
+        """Begins to watch the module."""
 
-@dataclass(slots=True)
-class Installation:
-    """What an adapter put into a module, and how to take it out again."""
+    def uninstall(self) -> None:
+        """Leaves the module as it was."""
+        self.clear()
 
-    tap: MembraneTap
-    uninstall: Callable[[], None] = field(default=lambda: None)
+
+class AttributeTap(MembraneTap):
+    """Stands in for a callable attribute (method or function) on one instance, and keeps the arguments of its calls.
+
+    A deep copy or pickle of the module gets the plain attribute back.
+
+    Args:
+        module: The neuron.
+        name: The attribute.
+    """
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        """See the class."""
+        super().__init__()
+        self.module = module
+        self.name = name
+        # What the instance itself holds under this name, else the method of its class.
+        self.own = module.__dict__.get(name)
+        self._plain = self._of(module)
+
+    def _of(self, module: nn.Module) -> Callable[..., Any]:
+        if self.own is not None:
+            return self.own  # type: ignore[no-any-return]
+        return types.MethodType(getattr(type(module), self.name), module)
+
+    def __call__(self, *args: Any) -> Any:
+        """Calls the plain attribute; notes the arguments while open."""
+        if self.open:
+            self.calls.append(args)
+        return self._plain(*args)
+
+    def install(self) -> None:
+        """Takes the attribute's place."""
+        self.module.__dict__[self.name] = self
+
+    def uninstall(self) -> None:
+        """Gives the place back."""
+        self.clear()
+        if self.module.__dict__.get(self.name) is self:
+            del self.module.__dict__[self.name]
+            if self.own is not None:
+                self.module.__dict__[self.name] = self.own
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """See the class."""
+        return self._of(memo.get(id(self.module), self.module))
+
+    def __reduce__(self) -> Any:
+        """See the class."""
+        if self.own is not None:
+            return (_same, (self.own,))
+        return (getattr, (self.module, self.name))  # as Python pickles bound methods
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Applies a function to every tensor of nested tuples, named tuples and lists; other values pass through."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        items = [map_tensors(item, change) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, list):
+        return [map_tensors(item, change) for item in value]
+    return value
 
 
 class NeuronAdapter(ABC):
@@ -106,26 +175,41 @@ class NeuronAdapter(ABC):
         return []
 
     @abstractmethod
-    def install(self, module: nn.Module) -> Installation:
-        """Puts a :class:`MembraneTap` where the module decides about spikes, on this instance only."""
+    def make_tap(self, module: nn.Module) -> MembraneTap:
+        """The tap that sees, on this instance only, where the module decides about spikes; not installed yet."""
 
-    @abstractmethod
     def detach_states(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any], Tensor | None]:
         """Cuts all incoming states off the graph of earlier steps.
 
+        By default every argument but the first (the input) is a state, and the first tensor among them is the membrane.
+
         Returns:
             The new positional and keyword arguments, and the incoming membrane (None where a new sequence is evident).
         """
+        found: list[Tensor] = []
+
+        def detach(state: Tensor) -> Tensor:
+            found.append(state.detach())
+            return found[-1]
+
+        args = (*args[:1], *map_tensors(args[1:], detach))
+        kwargs = {name: map_tensors(value, detach) for name, value in kwargs.items()}
+        return args, kwargs, found[0] if found else None
 
     @abstractmethod
     def read_step(self, module: nn.Module, tap: MembraneTap, output: Any) -> NeuronStep:
         """What the call that just ended did."""
 
-    @abstractmethod
     def replace(self, module: nn.Module, output: Any, change: Callable[[Tensor], Tensor]) -> Any:
         """Applies ``change`` to each tensor of the output and each state that the module keeps; returns the output."""
+        return map_tensors(output, change)
+
+    def returned_membrane(self, module: nn.Module, output: Any) -> Tensor | None:
+        """The membrane with which the next step will start: by default the second item of the output."""
+        state = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+        return state if isinstance(state, Tensor) else None
 
     def surrogate_derivative(self, module: nn.Module, v: Tensor) -> Tensor:
         """Derivative of the neuron's own surrogate at v = u - threshold, element by element."""

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from stllr_plugin.errors import SequenceInputError
 from stllr_plugin.neurons.base import (
-    Installation,
+    AttributeTap,
     MembraneTap,
     NeuronAdapter,
     NeuronStep,
+    map_tensors,
     register_adapter,
     register_refusal,
 )
@@ -65,42 +66,6 @@ _MEMBRANE: dict[type, Callable[[Tensor, Any, Any, float], Tensor]] = {
 _RECURRENT = (norse.LIFRecurrentCell,)
 
 
-class _ActivationTap(MembraneTap):
-    """Stands in for ``activation`` on one instance."""
-
-    def __init__(self, original: Callable[..., Any]) -> None:
-        super().__init__()
-        self.original = original
-
-    def __call__(self, current: Tensor, state: Any, *rest: Any) -> Any:
-        if self.open:
-            self.calls.append((current, state))
-        return self.original(current, state, *rest)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A copy of the model gets the plain function."""
-        return self.original
-
-    def __reduce__(self) -> Any:
-        return (_same, (self.original,))
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
-def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Applies a function to every tensor of nested tuples, named tuples and lists."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, tuple):
-        items = [_map(item, change) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    if isinstance(value, list):
-        return [_map(item, change) for item in value]
-    return value
-
-
 class _NorseAdapter(NeuronAdapter):
     """What all Norse cells share: states go in and out as named tuples."""
 
@@ -111,16 +76,17 @@ class _NorseAdapter(NeuronAdapter):
         state = args[1] if len(args) > 1 else kwargs.get("state")
         if state is None:
             return args, kwargs, None
-        state = _map(state, torch.Tensor.detach)
+        state = map_tensors(state, torch.Tensor.detach)
         if len(args) > 1:
             args = (args[0], state, *args[2:])
         else:
             kwargs = {**kwargs, "state": state}
         return args, kwargs, state.v
 
-    def replace(self, module: nn.Module, output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    def returned_membrane(self, module: nn.Module, output: Any) -> Tensor | None:
         """See the base class."""
-        return _map(output, change)
+        membrane: Tensor = output[1].v
+        return membrane
 
     def spike_function(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
         """See the base class."""
@@ -142,17 +108,9 @@ class NorseSpikingAdapter(_NorseAdapter):
             return ['method="adjoint" replaces the whole step by its own backward; use another method, e.g. "super"']
         return []
 
-    def install(self, module: nn.Module) -> Installation:
+    def make_tap(self, module: nn.Module) -> MembraneTap:
         """See the base class."""
-        cell: Any = module
-        tap = _ActivationTap(cell.activation)
-        cell.activation = tap
-
-        def uninstall() -> None:
-            if cell.activation is tap:
-                cell.activation = tap.original
-
-        return Installation(tap, uninstall)
+        return AttributeTap(module, "activation")
 
     def read_step(self, module: nn.Module, tap: MembraneTap, output: Any) -> NeuronStep:
         """See the base class."""
@@ -164,7 +122,7 @@ class NorseSpikingAdapter(_NorseAdapter):
             )
         if not tap.calls:
             return NeuronStep(None, None, spikes)
-        current, state = tap.calls[0]
+        current, state, *_ = tap.calls[0]
         p: Any = module.p
         dt: Any = module.dt
         if tap.currents:
@@ -197,9 +155,9 @@ class NorseReadoutAdapter(_NorseAdapter):
         """See the base class."""
         return isinstance(module, (norse.LICell, norse.LIBoxCell))
 
-    def install(self, module: nn.Module) -> Installation:
+    def make_tap(self, module: nn.Module) -> MembraneTap:
         """See the base class; the membrane is the output, so there is nothing to tap."""
-        return Installation(MembraneTap())
+        return MembraneTap()
 
     def read_step(self, module: nn.Module, tap: MembraneTap, output: Any) -> NeuronStep:
         """See the base class."""

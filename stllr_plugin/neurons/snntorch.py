@@ -7,7 +7,6 @@ twice per step.)
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -16,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from stllr_plugin.neurons.base import (
-    Installation,
+    AttributeTap,
     MembraneTap,
     NeuronAdapter,
     NeuronStep,
+    map_tensors,
     register_adapter,
     register_refusal,
 )
@@ -47,39 +47,6 @@ _REFUSED: dict[str, str] = {
 }
 
 
-class _FireTap(MembraneTap):
-    """Stands in for ``fire`` on one instance."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-        # What the instance itself had under this name (a user's override), else the method of its class.
-        self.original = module.__dict__.get("fire")
-
-    def __call__(self, mem: Tensor) -> Tensor:
-        if self.open:
-            self.calls.append((mem,))
-        if self.original is not None:
-            return self.original(mem)  # type: ignore[no-any-return]
-        return type(self.module).fire(self.module, mem)  # type: ignore[attr-defined, no-any-return]
-
-    def _plain(self, module: nn.Module) -> Any:
-        return self.original if self.original is not None else types.MethodType(type(module).fire, module)  # type: ignore[attr-defined]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A copy of the model gets the untapped method, bound to the copy."""
-        return self._plain(memo.get(id(self.module), self.module))
-
-    def __reduce__(self) -> Any:
-        if self.original is not None:
-            return (_same, (self.original,))
-        return (types.MethodType, (type(self.module).fire, self.module))  # type: ignore[attr-defined]
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
 @register_adapter
 class SnnTorchAdapter(NeuronAdapter):
     """Leaky, RLeaky, Synaptic, RSynaptic and Lapicque, with hidden or explicit states."""
@@ -105,19 +72,9 @@ class SnnTorchAdapter(NeuronAdapter):
             found.append("reset_delay=False is ignored or raises in snnTorch's RSynaptic; use reset_delay=True")
         return found
 
-    def install(self, module: nn.Module) -> Installation:
+    def make_tap(self, module: nn.Module) -> MembraneTap:
         """See the base class."""
-        before = module.__dict__.get("fire")
-        tap = _FireTap(module)
-        module.fire = tap  # type: ignore[assignment]
-
-        def uninstall() -> None:
-            if module.__dict__.get("fire") is tap:
-                del module.__dict__["fire"]
-                if before is not None:
-                    module.__dict__["fire"] = before
-
-        return Installation(tap, uninstall)
+        return AttributeTap(module, "fire")
 
     def state_buffers(self, module: nn.Module) -> tuple[str, ...]:
         """See the base class."""
@@ -156,9 +113,11 @@ class SnnTorchAdapter(NeuronAdapter):
         """See the base class."""
         for name in self.state_buffers(module):
             module._buffers[name] = change(module._buffers[name])  # type: ignore[arg-type]
-        if isinstance(output, tuple):
-            return tuple(change(item) for item in output)
-        return change(output)
+        return map_tensors(output, change)
+
+    def returned_membrane(self, module: nn.Module, output: Any) -> Tensor | None:
+        """See the base class; snnTorch keeps the membrane in the module, also where it returns it."""
+        return module._buffers["mem"]
 
     def spike_function(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
         """See the base class."""

@@ -13,7 +13,7 @@ from stllr_plugin.activations import Psi, resolve_psi
 from stllr_plugin.errors import StateError
 from stllr_plugin.graft import PostFactor, SpikeGraft, StateGraft, StepRecord, SynapseCall, SynapticInput, find_calls
 from stllr_plugin.hooks import Hook, eager, refuse_recomputation
-from stllr_plugin.neurons.base import Installation, NeuronAdapter, NeuronStep
+from stllr_plugin.neurons.base import NeuronAdapter, NeuronStep
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.sites.own_weights import OwnWeights
 from stllr_plugin.sites.synapse import OwnWeightSite
@@ -62,12 +62,12 @@ class NeuronSite:
         self.rule = rule
         self.own_weights = own_weights
         self.sequences: dict[tuple[tuple[int, int], ...], NeuronTraces] = {}
-        self.installation: Installation = Installation(None)  # type: ignore[arg-type]
+        self.tap = adapter.make_tap(module)
         self._open: list[_OpenStep | None] = []
 
     def attach(self) -> list[Any]:
         """Installs the tap and registers the hooks; returns their handles."""
-        self.installation = self.adapter.install(self.module)
+        self.tap.install()
         return [
             self.module.register_forward_pre_hook(_BeforeNeuron(self), with_kwargs=True),
             self.module.register_forward_hook(_AfterNeuron(self), always_call=True),
@@ -75,8 +75,7 @@ class NeuronSite:
 
     def detach(self) -> None:
         """Takes the tap out and cuts states that the module keeps off the graph."""
-        self.installation.uninstall()
-        self.installation.tap.clear()
+        self.tap.uninstall()
         for name in self.adapter.state_buffers(self.module):
             buffer = self.module._buffers.get(name)
             if buffer is not None and buffer.requires_grad:
@@ -102,11 +101,11 @@ class NeuronSite:
         fresh = membrane is None or (known and not returned and not bool(membrane.any()))
         mode = None
         if self.own_weights:
-            mode = OwnWeights(self.module, self.own_weights, self.installation.tap.currents)
+            mode = OwnWeights(self.module, self.own_weights, self.tap.currents)
             mode.__enter__()  # type: ignore[no-untyped-call]
         self._open.append(_OpenStep(fresh, membrane, mode))
-        self.installation.tap.clear()
-        self.installation.tap.open = True
+        self.tap.clear()
+        self.tap.open = True
         return args, kwargs
 
     def after(self, output: Any) -> Any:
@@ -114,7 +113,7 @@ class NeuronSite:
         opened = self._open.pop() if self._open else None
         if opened is None:
             return None
-        tap = self.installation.tap
+        tap = self.tap
         tap.open = False
         if opened.mode is not None:
             opened.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
@@ -169,7 +168,7 @@ class NeuronSite:
             root = get_gradient_edge(membrane) if calls else None
             record = StepRecord(index, supervision, learner, root, [], inputs, posts, psi_carries)
             result = self._graft(record, step, output)
-        traces.remember(self._returned_membrane(result))
+        traces.remember(self.adapter.returned_membrane(self.module, result))
         return result
 
     def _follow_sequence(self, traces: NeuronTraces, opened: _OpenStep) -> None:
@@ -262,13 +261,6 @@ class NeuronSite:
 
     # -- states that the module keeps
     # -----------------------------------------------------------------------------------
-
-    def _returned_membrane(self, result: Any) -> Tensor | None:
-        names = self.adapter.state_buffers(self.module)
-        if names:
-            return self.module._buffers["mem"]
-        state = result[1] if isinstance(result, tuple) and len(result) > 1 else None
-        return getattr(state, "v", None)
 
     def _check_buffers_untouched(self) -> None:
         """Notices that somebody wrote into a hidden state between two steps, as DDP's buffer broadcast does."""
