@@ -241,11 +241,18 @@ class STLLRLearner(OptimizerFacade):
     # ----------------------------------------------------------------------------------------------------
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clears the gradients of the inner optimizer's parameters (without one: of the model's)."""
+        """Clears the gradients of the inner optimizer's parameters (without one: of the model's).
+
+        Where gradients are thrown away that no :meth:`step` has used, as after a step that a GradScaler skipped, the
+        sequence ends as it does with ``step()``.
+        """
         if self._inner is None:
             self.model.zero_grad(set_to_none)
         else:
             self._inner.zero_grad(set_to_none)
+            if self._captures and self.reset_after_step and self._attached:
+                self._end_sequence()
+        self._captures = 0
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates the weights, then ends the sequence (unless ``reset_after_step=False``).
@@ -275,9 +282,12 @@ class STLLRLearner(OptimizerFacade):
         self._captures = 0
         if self.reset_after_step:
             self._warn_of_resets_within_sequences()
-            self._reset(None, ended_by_step=True)
-            self.supervision.begin(self._num_steps, None)
+            self._end_sequence()
         return loss
+
+    def _end_sequence(self) -> None:
+        self._reset(None, ended_by_step=True)
+        self.supervision.begin(self._num_steps, None)
 
     def _check_captured(self) -> None:
         if self._captures:
