@@ -19,7 +19,7 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-DOCUMENTS = ["README.md", "docs/usage.md"]
+DOCUMENTS = ["README.md", "docs/usage.md", "CONTRIBUTING.md"]
 
 
 def requirement_name(requirement: str) -> str:
