@@ -62,7 +62,7 @@ class DigitSettings:
     amplitude: float = 4.6
     cell_size: float = 2.6
     contrast: float = 2.0
-    variation: float = 0.7
+    variation: float = 0.5
     step_us: int = 1000
     camera: CameraSettings = field(default_factory=CameraSettings)
 

@@ -186,3 +186,10 @@ def test_several_processes_at_once(tmp_path):
 
     assert in_processes(use, use, use) == [0, 0, 0]
     assert files(tmp_path) == [cache_path("thing", SETTINGS, tmp_path).name]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes are those of POSIX")
+def test_a_shared_cache_can_be_read_by_others(tmp_path):
+    cached_arrays("thing", SETTINGS, build, tmp_path)
+    (tmp_path / "plain").touch()
+    assert cache_path("thing", SETTINGS, tmp_path).stat().st_mode == (tmp_path / "plain").stat().st_mode
