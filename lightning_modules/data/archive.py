@@ -44,10 +44,11 @@ def write_archive(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     """Writes a compressed archive that is either complete under ``path`` or not there at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
+    members: dict[str, Any] = dict(arrays)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, **members)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
