@@ -186,7 +186,7 @@ def test_enabling_a_detached_learner_is_an_error():
 
 
 def test_a_part_in_eval_mode_is_left_alone():
-    """The usual way to fix a pretrained part: its gradient is the ordinary one of the step, the rest follows the rule."""
+    """A part that is kept fixed: its gradient is the ordinary one of the step, the rest follows the rule."""
     net = build(Hidden)
     STLLRLearner(net, rule=RULE)
     net.fc1.eval()
