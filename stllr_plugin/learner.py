@@ -117,8 +117,7 @@ class STLLRLearner(OptimizerFacade):
         self.supervision.begin(num_steps, None)
         self._attach(plan)
 
-    # -- attaching
-    # --------------------------------------------------------------------------------------------------------
+    # Attaching.
 
     def _build_signal(self, plan: Plan, seed: int | None) -> LearningSignal:
         if self.learning_signal == "bp":
@@ -209,8 +208,7 @@ class STLLRLearner(OptimizerFacade):
         if not self._attached:
             raise NotAttachedError("This learner was detached from its model; build a new STLLRLearner to go on.")
 
-    # -- for the hooks
-    # ----------------------------------------------------------------------------------------------------
+    # What the hooks use.
 
     def is_recording(self, module: nn.Module) -> bool:
         """Whether the rule acts on a call of this module now: enabled, in training mode, gradients enabled."""
@@ -237,8 +235,7 @@ class STLLRLearner(OptimizerFacade):
         dist = torch.distributed
         return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
-    # -- the optimizer
-    # ----------------------------------------------------------------------------------------------------
+    # The optimizer.
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients of the inner optimizer's parameters (without one: of the model's).
@@ -349,8 +346,7 @@ class STLLRLearner(OptimizerFacade):
                 "weights (clip the gradients, lower the learning rate), or for a psi or surrogate that overflows."
             )
 
-    # -- sequences
-    # --------------------------------------------------------------------------------------------------------
+    # Sequences.
 
     def reset(self, mask: Tensor | None = None, *, num_steps: int | None = None, lengths: Tensor | None = None) -> None:
         """Begins a new sequence: clears the traces and the states of this model's neurons, and of no other model's.
@@ -471,8 +467,7 @@ class STLLRLearner(OptimizerFacade):
             )
         return module
 
-    # -- looking inside
-    # -----------------------------------------------------------------------------------------------------
+    # Looking inside.
 
     @property
     def feedback(self) -> Feedback:
@@ -544,8 +539,7 @@ class STLLRLearner(OptimizerFacade):
             f"neurons, learning_signal={self.learning_signal!r}, rule={self._plan.rule})"
         )
 
-    # -- checkpoints
-    # --------------------------------------------------------------------------------------------------------
+    # Checkpoints.
 
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's state and, under "stllr", rules and feedback matrices; traces belong to a sequence."""

@@ -64,6 +64,7 @@ class NeuronSite:
         self.sequences: dict[tuple[tuple[int, int], ...], NeuronTraces] = {}
         self.tap = adapter.make_tap(module)
         self._open: list[_OpenStep | None] = []
+        self._evaluated = False
 
     def attach(self) -> list[Any]:
         """Installs the tap and registers the hooks; returns their handles."""
@@ -81,17 +82,21 @@ class NeuronSite:
             if buffer is not None and buffer.requires_grad:
                 self.module._buffers[name] = buffer.detach()
 
-    # -- around one call
-    # ------------------------------------------------------------------------------------------------
+    # Around one call.
 
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Cuts the incoming states off the graph of the past and opens the tap."""
         if not self.learner.is_recording(self.module):
+            self._evaluated = self._evaluated or not self.module.training
             self._open.append(None)
             return None
         refuse_recomputation(self.name)
         if args and isinstance(args[0], Tensor) and args[0].is_sparse:
             raise StateError(f"Neuron {self.name!r} received a sparse tensor; pass x.to_dense().")
+        if self._evaluated:
+            self._evaluated = False
+            if all(traces.steps == 0 for traces in self.sequences.values()):
+                self.adapter.reset_states(self.module, None)  # what an evaluation between two sequences left behind
         self._check_buffers_untouched()
         args, kwargs, membrane = self.adapter.detach_states(self.module, args, kwargs)
         # New states that are all zero begin a sequence. Reading values waits for the device, so it is done only where
@@ -259,8 +264,7 @@ class NeuronSite:
                 new[id(before)] = after
         return self.adapter.replace(self.module, output, lambda tensor: new.get(id(tensor), tensor))
 
-    # -- states that the module keeps
-    # -----------------------------------------------------------------------------------
+    # States that the module keeps.
 
     def _check_buffers_untouched(self) -> None:
         """Notices that somebody wrote into a hidden state between two steps, as DDP's buffer broadcast does."""

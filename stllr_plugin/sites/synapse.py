@@ -30,22 +30,30 @@ class SynapseSite:
         self.learner = learner
         self.name = name
         self.rule = rule
+        self._is_readout = False  # known two steps after the first call
         self.begin()
 
     def begin(self) -> None:
         """Begins a sequence."""
         self._first_call: SynapseCall | None = None
-        self._is_readout: bool | None = None  # known once the first step has ended
+        self._first_clock: int | None = None
 
     def tag(self, x: Tensor, output: Tensor, weight: Tensor) -> Tensor:
         """Marks the output of one call; the output of a readout at a step that is not supervised leaves the graph."""
         learner = self.learner
-        if self._first_call is not None:  # by now a neuron would have consumed it
-            self._is_readout, self._first_call = not self._first_call.consumed, None
-        if self._is_readout and not learner.supervision.needs_graph(learner.supervision.clock):
+        clock = learner.supervision.clock
+        first = self._first_clock is None
+        if first:
+            self._first_clock = clock
+        # The clock shows the step of the last neuron that ran, which is the step before for a synapse that runs first.
+        step = clock + 1 if self._first_clock == -1 else clock
+        if self._first_call is not None and (self._first_call.consumed or step >= self._first_call.step + 2):
+            self._is_readout = not self._first_call.consumed  # that step has ended: no neuron will consume the call
+            self._first_call = None
+        if self._is_readout and not learner.supervision.needs_graph(step):
             return output.detach()
-        call = SynapseCall(self, x.detach(), weight, learner.next_order(), output.shape, learner.supervision.clock)
-        if self._is_readout is None:
+        call = SynapseCall(self, x.detach(), weight, learner.next_order(), output.shape, step)
+        if first:
             self._first_call = call
         return Tag.apply(call, output, weight)  # type: ignore[no-any-return]
 
