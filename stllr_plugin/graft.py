@@ -35,6 +35,7 @@ class SynapseCall:
     Attributes:
         site: The synapse.
         x: Its input, detached.
+        version: Version of the input's memory, to notice a change in place.
         weight: The weight that it used (in the graph of its originals, if it is parametrized).
         output_shape: Shape of its output.
         order: Number of the call; calls of one step are sorted by it.
@@ -44,6 +45,7 @@ class SynapseCall:
 
     site: SynapseSite
     x: Tensor
+    version: int
     weight: Tensor
     order: int
     output_shape: torch.Size | None = None

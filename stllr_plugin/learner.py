@@ -166,6 +166,8 @@ class STLLRLearner(OptimizerFacade):
             return
         for handle in self._handles:
             handle.remove()
+        for site in self._sites:
+            site.begin()
         for neuron in self._neurons:
             neuron.detach()
         if self._ignored_before is None:
@@ -210,9 +212,14 @@ class STLLRLearner(OptimizerFacade):
 
     # What the hooks use.
 
-    def is_recording(self, module: nn.Module) -> bool:
-        """Whether the rule acts on a call of this module now: enabled, in training mode, gradients enabled."""
-        return self._enabled and module.training and torch.is_grad_enabled()
+    @property
+    def is_recording(self) -> bool:
+        """Whether the rule acts on calls now: enabled, the model in training mode, gradients enabled.
+
+        The mode is the model's own, not each layer's: a layer put into eval() alone (to freeze its batch norm) must not
+        fall back to other gradients in silence.
+        """
+        return self._enabled and self.model.training and torch.is_grad_enabled()
 
     def next_order(self) -> int:
         """Number of the next synapse call."""

@@ -157,7 +157,7 @@ class _OutputHook(Hook):
 
     @eager
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if self.signal.learner.is_recording(module):
+        if self.signal.learner.is_recording:
             return self.signal.deliver(output)
         return None
 

@@ -80,7 +80,7 @@ def _online(
     run = OnlineRun()
 
     def act(module: nn.Module, args: Any, result: Any) -> Any:
-        if not learner.is_recording(module):
+        if not learner.is_recording:
             return None
         items = result if isinstance(result, tuple) else (result,)
         if learner.supervision.needs_graph(learner.supervision.clock):

@@ -36,9 +36,12 @@ class EdgeTraces:
                 f"Edge {self.name}: the input has shape {tuple(x.shape)}, but the trace of this sequence has "
                 f"{tuple(self.pre.shape)}. Call learner.reset() before a batch of another size."
             )
-        # Out of place: the graph of an earlier step may still hold the old trace.
-        if self.pre is None or decay == 0.0:
+        # Out of place: the graph of an earlier step may still hold the old trace. The first trace is a copy, since the
+        # caller may use the memory of the input again for the next one.
+        if decay == 0.0:
             self.pre = x
+        elif self.pre is None:
+            self.pre = x.clone()
         else:
             self.pre = torch.add(x, self.pre.to(x.device, x.dtype), alpha=decay)
         return self.pre

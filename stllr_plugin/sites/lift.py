@@ -25,7 +25,7 @@ class LiftGuard(Hook):
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Raises SequenceInputError for T > 1 in training mode."""
         x = args[0][0] if isinstance(args[0], tuple) else args[0]
-        if self.learner.is_recording(module) and x.shape[0] > 1:
+        if self.learner.is_recording and x.shape[0] > 1:
             raise SequenceInputError(
                 f"Lift {self.name!r} received {x.shape[0]} time steps in one call. An online rule needs one: feed "
                 "slices x[t : t + 1] and carry the state."

@@ -86,8 +86,8 @@ class NeuronSite:
 
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Cuts the incoming states off the graph of the past and opens the tap."""
-        if not self.learner.is_recording(self.module):
-            self._evaluated = self._evaluated or not self.module.training
+        if not self.learner.is_recording:
+            self._evaluated = self._evaluated or not self.learner.model.training
             self._open.append(None)
             return None
         refuse_recomputation(self.name)
@@ -104,6 +104,7 @@ class NeuronSite:
         known = any(traces.last_membrane is not None for traces in self.sequences.values())
         returned = any(traces.returned(membrane) for traces in self.sequences.values())
         fresh = membrane is None or (known and not returned and not bool(membrane.any()))
+        self._recover()
         mode = None
         if self.own_weights:
             mode = OwnWeights(self.module, self.own_weights, self.tap.currents)
@@ -112,6 +113,13 @@ class NeuronSite:
         self.tap.clear()
         self.tap.open = True
         return args, kwargs
+
+    def _recover(self) -> None:
+        """Cleans up after a call that was cut off where torch runs no more hooks (Ctrl-C)."""
+        for stale in self._open:
+            if stale is not None and stale.mode is not None:
+                stale.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self._open.clear()
 
     def after(self, output: Any) -> Any:
         """Advances the traces and grafts the rule onto spikes and states; also runs when the forward pass raised."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from stllr_plugin.errors import StateError
 from stllr_plugin.graft import SynapseCall, Tag
 from stllr_plugin.hooks import Hook, eager, refuse_recomputation
 from stllr_plugin.rule import STLLRRule
@@ -52,13 +53,22 @@ class SynapseSite:
             self._first_call = None
         if self._is_readout and not learner.supervision.needs_graph(step):
             return output.detach()
-        call = SynapseCall(self, x.detach(), weight, learner.next_order(), output.shape, step)
+        call = SynapseCall(self, x.detach(), x._version, weight, learner.next_order(), output.shape, step)
         if first:
             self._first_call = call
         return Tag.apply(call, output, weight)  # type: ignore[no-any-return]
 
     def weight_gradient(self, call: SynapseCall, x: Tensor, g: Tensor) -> Tensor:
-        """Gradient of the weight for an input (or its trace) and an output gradient, computed in at least float32."""
+        """Gradient of the weight for an input (or its trace) and an output gradient, computed in at least float32.
+
+        Raises:
+            StateError: If the input was changed in place since the call.
+        """
+        if call.x._version != call.version:
+            raise StateError(
+                f"The input of synapse {self.name!r} was changed in place between its forward and the backward pass. "
+                "Use the out-of-place operation (y = y * mask, not y *= mask), or pass x.clone() to the layer."
+            )
         weight = call.weight.detach()
         dtype = weight.dtype if weight.dtype in (torch.float32, torch.float64) else torch.float32
         return self._weight_gradient(x.to(dtype), g.to(dtype), weight.to(dtype)).to(weight.dtype)
@@ -86,10 +96,10 @@ class ModuleSite(SynapseSite):
         self, learner: STLLRLearner, name: str, module: nn.Module, synapse: Synapse, rule: STLLRRule | None
     ) -> None:
         """See the class."""
+        self._open: list[tuple[Tensor, Tensor, list[nn.Parameter]] | None] = []
         super().__init__(learner, name, rule)
         self.module = module
         self.synapse = synapse
-        self._open: list[tuple[Tensor, Tensor, list[nn.Parameter]] | None] = []
 
     def attach(self) -> list[Any]:
         """Registers the hooks; returns their handles."""
@@ -101,9 +111,19 @@ class ModuleSite(SynapseSite):
     def _weight_gradient(self, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
         return self.synapse.weight_gradient(self.module, x, g, weight)
 
+    def begin(self) -> None:
+        """See the base class; also gives back the weight of a call that was cut off without hooks (Ctrl-C)."""
+        super().begin()
+        for stale in self._open:
+            for parameter in stale[2] if stale is not None else ():
+                parameter.requires_grad_(True)
+        self._open.clear()
+
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Takes the weight out of the graph for the call that follows."""
-        parameters = self.synapse.trainable(self.module) if self.learner.is_recording(self.module) else []
+        if self._open:
+            self.begin()
+        parameters = self.synapse.trainable(self.module) if self.learner.is_recording else []
         if not parameters:
             self._open.append(None)
             return
