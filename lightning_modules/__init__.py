@@ -1,0 +1,50 @@
+"""PyTorch Lightning modules around :mod:`stllr_plugin`: tasks, networks, data and the ``stllr`` command.
+
+The names below load on first use, so that ``stllr --help`` does not wait for Lightning.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_modules.base import SpikingTask
+    from lightning_modules.callbacks import FiringRates, History, PeakMemory, Throughput
+    from lightning_modules.classification import SpikingClassifier
+    from lightning_modules.memory import PeakMemoryMeter, measure_peak_memory
+    from lightning_modules.networks import RecurrentSNN, SpikingConvNet, SpikingMLP
+
+_HOMES = {
+    "FiringRates": "callbacks",
+    "History": "callbacks",
+    "PeakMemory": "callbacks",
+    "PeakMemoryMeter": "memory",
+    "RecurrentSNN": "networks",
+    "SpikingClassifier": "classification",
+    "SpikingConvNet": "networks",
+    "SpikingMLP": "networks",
+    "SpikingTask": "base",
+    "Throughput": "callbacks",
+    "measure_peak_memory": "memory",
+}
+
+__all__ = [
+    "FiringRates",
+    "History",
+    "PeakMemory",
+    "PeakMemoryMeter",
+    "RecurrentSNN",
+    "SpikingClassifier",
+    "SpikingConvNet",
+    "SpikingMLP",
+    "SpikingTask",
+    "Throughput",
+    "measure_peak_memory",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,6 @@
+"""``python -m lightning_modules`` is the ``stllr`` command."""
+
+from lightning_modules.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

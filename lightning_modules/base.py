@@ -1,0 +1,295 @@
+"""What every task shares: the learning algorithm, the time loop's bookkeeping and the hidden states.
+
+A task subclasses :class:`SpikingTask`, fills in the phases ``configure_losses`` and ``configure_metrics``, and
+writes its time loop once, for training and evaluation alike::
+
+    self.begin_sequence(num_steps, lengths, learning=...)
+    for t in range(num_steps):
+        output = self.network(frames[:, t])
+        ...
+        self.learn(loss_of_this_step, last=...)       # only at supervised steps
+    return self.end_sequence()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lightning_modules.callbacks import FiringRates, PeakMemory, Throughput
+from lightning_modules.rules import learning_rules
+from lightning_modules.states import hidden_buffer_names, reset_states
+from stllr_plugin import STLLRLearner, STLLRRule
+
+Algorithm = Literal["stllr", "ottt", "sltt", "bptt"]
+Loop = Literal["online", "automatic"]
+LearningSignal = Literal["bp", "dfa", "sign_dfa"]
+
+
+class SpikingTask(LightningModule):
+    """Base of the tasks: trains a network whose ``forward`` is one time step.
+
+    **Algorithms.** "stllr" trains with S-TLLR (settings in ``rule``). "ottt" and "sltt" are special cases of the
+    same rule and run through the same learner; "ottt" takes the leak of each neuron layer as its ``lambda_pre``.
+    "bptt" is ordinary backpropagation through time on the same network, without a learner.
+
+    **Loops.** "online" calls ``backward`` in each supervised step and updates the weights once per batch; memory
+    does not grow with the number of time steps (manual optimisation in Lightning's terms). "automatic" sums the
+    loss over the steps and calls ``backward`` once at the end (automatic optimisation), which allows
+    ``accumulate_grad_batches`` and the like; the graph of the supervised steps is kept. Both give the same
+    gradients. "bptt" always uses "automatic".
+
+    **Hidden states** are reset at the start and end of every batch of training, validation, testing and prediction (the
+    sanity check included), those of this network only.
+
+    **What is trained how** is logged after the first training batch: the learner's report with every connection and
+    rule.
+
+    **Checkpoints.** The learner is the optimizer that Lightning sees, so its state is saved and restored with the
+    rest and ``trainer.global_step`` counts one per optimizer step in every mode.
+
+    **Several processes (DDP).** Gradients are averaged once per optimizer step, in the backward of the last
+    supervised step. The buffers that hold membranes are put on DDP's ignore list in :meth:`setup`: each process has
+    sequences of its own, and broadcasting rank 0's states would corrupt the others'. Nothing has to be set on the
+    strategy.
+
+    Args:
+        network: The spiking network; one call is one time step. In YAML a ``class_path``.
+        algorithm: "stllr", "ottt", "sltt" or "bptt".
+        rule: S-TLLR settings: the name of a preset, a rule, or a dictionary of its fields, in which ``preset`` may
+            name the preset to start from, e.g. ``{preset: dvs_gesture, alpha_post: -0.2}``. Ignored by "bptt"; for
+            "ottt" and "sltt" leave it out, or give a dictionary of fields that override theirs.
+        layer_rules: Other rules for some layers: name pattern to rule, given as for ``rule``.
+        learning_signal: How the error reaches the hidden layers: "bp" (through the layers, same time step), "dfa" or
+            "sign_dfa" (fixed random feedback).
+        feedback_seed: Seed of the random feedback. All processes need the same.
+        output: Name of the module whose output the loss sees; needed with random feedback if it is not the last one.
+        exclude: Names of modules that the learner shall leave alone.
+        supervise_last: Number of last time steps with a loss, from each sample's own end; all steps if left out.
+        loop: "online" or "automatic".
+        optimizer: Makes the optimizer from the parameters. In YAML a ``class_path`` with ``init_args``.
+        lr_scheduler: Makes the learning rate scheduler from the optimizer; none if left out.
+        lr_interval: Step the scheduler once an "epoch" or once a "step" of the optimizer.
+        gradient_clip: Largest norm of the gradient over all parameters; no clipping if left out. Works in both loops
+            (``Trainer(gradient_clip_val=...)`` is for automatic optimisation alone).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        algorithm: Algorithm = "stllr",
+        rule: str | dict[str, Any] | STLLRRule | None = None,
+        layer_rules: dict[str, Any] | None = None,
+        learning_signal: LearningSignal = "bp",
+        feedback_seed: int = 0,
+        output: str | None = None,
+        exclude: list[str] | None = None,
+        supervise_last: int | None = None,
+        loop: Loop = "online",
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: Literal["epoch", "step"] = "epoch",
+        gradient_clip: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.algorithm = algorithm
+        self.rule, self.layer_rules = learning_rules(algorithm, rule, layer_rules, network)
+        self.learning_signal = learning_signal
+        self.feedback_seed = feedback_seed
+        self.output = output
+        self.exclude = tuple(exclude or ())
+        self.supervise_last = supervise_last
+        self.make_optimizer = optimizer
+        self.make_lr_scheduler = lr_scheduler
+        self.lr_interval = lr_interval
+        self.gradient_clip = gradient_clip
+        self.automatic_optimization = algorithm == "bptt" or loop == "automatic"
+        self.learner: STLLRLearner | None = None
+        self.active: Tensor | None = None
+        """Samples for which the current time step is not padding, shape [B]; set by the time loops for callbacks."""
+        self._loss: Tensor | None = None
+        self._online = False
+        self._reported = False
+        self.configure_losses()
+        self.configure_metrics()
+
+    # Phases that tasks fill in.
+
+    def configure_losses(self) -> None:
+        """Set up the loss."""
+
+    def configure_metrics(self) -> None:
+        """Set up the metrics."""
+
+    def save_plain_hyperparameters(self, **arguments: Any) -> None:
+        """Save the constructor's arguments in checkpoints, as plain data.
+
+        Under the command line everything is plain (a network is its ``class_path`` and ``init_args``), so
+        ``load_from_checkpoint(path)`` builds the whole task again. Elsewhere live objects (network, optimizer) are
+        left out: pass them, as in ``load_from_checkpoint(path, network=network)``.
+        """
+        if _given_hyperparameters.get() is not None:
+            self.save_hyperparameters()
+            return
+        if isinstance(arguments.get("rule"), STLLRRule):
+            arguments["rule"] = arguments["rule"].describe()
+        self.save_hyperparameters({name: value for name, value in arguments.items() if _is_plain(value)})
+
+    # The learner's life: made when Lightning asks for the optimizer, gone when the fit is over.
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Make the optimizer and, unless the algorithm is "bptt", attach the learner that becomes the optimizer."""
+        self._detach_learner()  # a former fit may have ended in an exception
+        self._reported = False
+        optimizer = self.make_optimizer(self.parameters())
+        if self.rule is not None:
+            optimizer = self.learner = STLLRLearner(
+                self.network,
+                optimizer,
+                rule=self.rule,
+                layer_rules=self.layer_rules,
+                learning_signal=self.learning_signal,
+                feedback_seed=self.feedback_seed,
+                output=self.output,
+                exclude=self.exclude,
+                supervise_last=self.supervise_last,
+            )
+        if self.make_lr_scheduler is None:
+            return optimizer
+        scheduler = self.make_lr_scheduler(optimizer)
+        config: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_interval}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            config["monitor"] = scheduler.monitor
+        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Firing rates, peak memory and samples per second are logged unless the trainer has such callbacks."""
+        present = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
+        return [callback() for callback in (FiringRates, PeakMemory, Throughput) if callback not in present]
+
+    def setup(self, stage: str) -> None:
+        """Keep hidden states out of DDP's broadcast (before the strategy wraps the module)."""
+        names = hidden_buffer_names(self.network, prefix="network")
+        known = getattr(self, "_ddp_params_and_buffers_to_ignore", ())
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, [*known, *names])
+
+    def teardown(self, stage: str) -> None:
+        """Detach the learner: the network is again the one that was passed in, with trained weights."""
+        self._detach_learner()
+
+    def _detach_learner(self) -> None:
+        if self.learner is not None:
+            self.learner.detach()
+            self.learner = None
+
+    # The time loop's bookkeeping.
+
+    def begin_sequence(self, num_steps: int, lengths: Tensor, *, learning: bool) -> None:
+        """Reset hidden states and traces for a new batch of sequences.
+
+        Args:
+            num_steps: Number of time steps of the padded batch.
+            lengths: Valid time steps of each sample, shape [B].
+            learning: Whether the weights are updated from this sequence.
+        """
+        self._loss = None
+        self._online = learning and not self.automatic_optimization
+        self._reset()
+        if self.learner is not None and learning:
+            self.learner.reset(num_steps=num_steps, lengths=lengths)
+        if self._online:
+            self._optimizer().zero_grad()
+
+    def learn(self, loss: Tensor, *, last: bool) -> None:
+        """Take in the loss of one supervised time step: backward at once, or add to the loss of the sequence.
+
+        Args:
+            loss: Scalar loss of this step.
+            last: Whether this is the last supervised step of the batch; gradients are averaged over processes then.
+        """
+        if self._online:
+            with nullcontext() if last else self._no_gradient_sync():
+                self.manual_backward(loss)
+            loss = loss.detach()
+        self._loss = loss if self._loss is None else self._loss + loss
+
+    def end_sequence(self) -> Tensor:
+        """Update the weights (online loop, training) and return the loss summed over the supervised steps."""
+        assert self._loss is not None, "A sequence needs at least one supervised step."
+        loss, self._loss = self._loss, None
+        self.active = None
+        if self._online:
+            self._optimizer().step()
+            if self.lr_interval == "step":
+                self._step_lr_schedulers()
+        return loss
+
+    def _reset(self) -> None:
+        reset_states(self.network)
+
+    def _optimizer(self) -> Any:
+        return self.optimizers()
+
+    def _no_gradient_sync(self) -> Any:
+        block = getattr(self.trainer.strategy, "block_backward_sync", None)
+        return nullcontext() if block is None else block()
+
+    # Hooks of the training loop.
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the gradient. Here because both loops pass here, after mixed precision has unscaled the gradients."""
+        if self.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters(), self.gradient_clip)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Let go of the states, which with "bptt" hold the graph of the sequence; say once what is trained how."""
+        self._reset()
+        if self.learner is not None and not self._reported:
+            self._reported = True
+            rank_zero_info(str(self.learner.report()))  # here: its edges show after a step
+
+    def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Leave nothing behind for the next training batch."""
+        self._reset()
+
+    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Leave nothing behind for the next batch."""
+        self._reset()
+
+    def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Leave nothing behind for the next batch."""
+        self._reset()
+
+    def on_train_epoch_end(self) -> None:
+        """Step the learning rate schedulers in the online loop (Lightning does it in automatic optimisation)."""
+        if not self.automatic_optimization and self.lr_interval == "epoch":
+            self._step_lr_schedulers()
+
+    def _step_lr_schedulers(self) -> None:
+        schedulers = self.lr_schedulers() or []
+        for scheduler in schedulers if isinstance(schedulers, Iterable) else [schedulers]:
+            if isinstance(scheduler, ReduceLROnPlateau):
+                metrics: Mapping[str, Tensor] = self.trainer.callback_metrics
+                if scheduler.monitor in metrics:
+                    scheduler.step(metrics[scheduler.monitor])
+            else:
+                scheduler.step()
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_plain(key) and _is_plain(entry) for key, entry in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(entry) for entry in value)
+    return value is None or isinstance(value, (bool, int, float, str))

@@ -1,0 +1,68 @@
+"""The ``stllr`` command: its overview, and the way to the subcommands.
+
+This module stays light, so that ``stllr --help`` answers at once; Lightning loads when a subcommand needs it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+OVERVIEW = """\
+usage: stllr COMMAND [options]
+
+Train spiking networks with S-TLLR, a local learning rule whose memory does not grow with the number of time steps.
+
+commands:
+  demo       train a small network on built-in event data (a few minutes on a CPU) and draw what happened
+  fit        train a network as a YAML file says
+  validate   accuracy of a trained network on the validation data
+  test       accuracy of a trained network on the test data
+  predict    class probabilities of a trained network
+
+first steps:
+  stllr demo
+  stllr fit --config configs/quickstart.yaml
+  stllr test --config configs/quickstart.yaml --ckpt_path lightning_logs/version_0/checkpoints/best.ckpt
+
+change anything of a YAML file on the command line:
+  stllr fit --config configs/quickstart.yaml --model.algorithm bptt --trainer.max_epochs 5
+  stllr fit --config configs/nmnist_subset.yaml --data.path PATH --seed_everything 3
+
+find out what can be set:
+  stllr fit --help                                the trainer, and how to get help on a class
+  stllr fit --model.help SpikingClassifier        the task: algorithm, rule, optimizer, ...
+  stllr fit --data.help EventDigitsDataModule     the data
+  stllr fit --config configs/quickstart.yaml --print_config     a complete YAML file to start from
+
+Classes are named in YAML by `class_path`; those of this package by their name alone. Logs and checkpoints go to
+lightning_logs/version_N (or to --trainer.default_root_dir).
+"""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the ``stllr`` command.
+
+    Args:
+        args: Arguments after the program's name; those of the process if left out.
+
+    Returns:
+        The exit status. Errors in arguments exit with status 2, as usual for command line tools.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(OVERVIEW, end="")
+        return 0
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"stllr-plugin {version('stllr-plugin')}")
+        return 0
+    if arguments[0] == "demo":
+        from lightning_modules.demo import main as demo
+
+        return demo(arguments[1:])
+    from lightning_modules.trainer_cli import STLLRCLI
+
+    STLLRCLI(arguments)
+    return 0

@@ -1,0 +1,7 @@
+"""Spiking networks whose ``forward`` is one time step: frame [B, C, H, W] to logits [B, classes]."""
+
+from lightning_modules.networks.conv import SpikingConvNet
+from lightning_modules.networks.mlp import SpikingMLP
+from lightning_modules.networks.recurrent import RecurrentSNN
+
+__all__ = ["RecurrentSNN", "SpikingConvNet", "SpikingMLP"]

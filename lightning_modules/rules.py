@@ -1,0 +1,85 @@
+"""From what a YAML file can say about learning rules to the rules of the learner."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.states import spiking_modules
+from stllr_plugin import STLLRRule
+
+RuleLike = str | dict[str, Any] | STLLRRule
+DEFAULT_PRESET = "dvs_gesture"
+
+
+def make_rule(rule: RuleLike | None, preset: str = DEFAULT_PRESET) -> STLLRRule:
+    """A rule from the name of a preset, from its fields, or from itself.
+
+    Args:
+        rule: Preset name; dictionary of fields, in which ``preset`` names the preset to start from; a rule; or None.
+        preset: The preset to start from when ``rule`` names none.
+
+    Raises:
+        stllr_plugin.errors.RuleError: If a name or a value is not valid.
+    """
+    if isinstance(rule, STLLRRule):
+        return rule
+    if isinstance(rule, str):
+        return STLLRRule.preset(rule)
+    fields = dict(rule or {})
+    return STLLRRule.preset(fields.pop("preset", preset), **fields)
+
+
+def learning_rules(
+    algorithm: str, rule: RuleLike | None, layer_rules: dict[str, RuleLike] | None, network: nn.Module
+) -> tuple[STLLRRule | None, dict[str, STLLRRule]]:
+    """The rule of the network and those of single layers for an algorithm.
+
+    Args:
+        algorithm: "stllr", "ottt", "sltt" or "bptt".
+        rule: Settings, see :func:`make_rule`. For "ottt" and "sltt" a dictionary overrides single fields.
+        layer_rules: Name pattern to settings.
+        network: The network; "ottt" reads the leak of its neurons.
+
+    Returns:
+        The rule (None for "bptt") and the rules of single layers.
+
+    Raises:
+        ValueError: If the algorithm is not known, or is "ottt" or "sltt" and ``rule`` is more than some fields.
+    """
+    if algorithm == "bptt":
+        return None, {}
+    named = {pattern: make_rule(settings) for pattern, settings in (layer_rules or {}).items()}
+    if algorithm == "stllr":
+        return make_rule(rule), named
+    if algorithm not in ("ottt", "sltt"):
+        raise ValueError(f"Unknown algorithm {algorithm!r}; known: stllr, ottt, sltt, bptt.")
+    if rule is not None and not isinstance(rule, dict):
+        raise ValueError(
+            f"The algorithm {algorithm!r} brings its own rule; got rule={rule!r}. Leave `rule` out, give a "
+            "dictionary of the fields to override, or use the algorithm 'stllr'."
+        )
+    base = make_rule(rule, preset=algorithm)
+    if algorithm == "sltt" or "lambda_pre" in (rule or {}):
+        return base, named
+    leaks = neuron_leaks(network)
+    if not leaks:
+        return base, named
+    common = next(iter(leaks.values()))
+    own = {name: replace(base, lambda_pre=leak) for name, leak in leaks.items() if leak != common}
+    return replace(base, lambda_pre=common), {**named, **own}
+
+
+def neuron_leaks(network: nn.Module) -> dict[str, float]:
+    """The membrane decay per time step of each spiking layer that has a single one, by module name."""
+    leaks = {}
+    for name, module in spiking_modules(network).items():
+        beta = getattr(module, "beta", None)
+        if isinstance(beta, Tensor) and beta.numel() == 1:
+            leaks[name] = float(torch.as_tensor(beta).detach().clamp(0, 1))
+        elif isinstance(beta, (int, float)):
+            leaks[name] = float(beta)
+    return leaks

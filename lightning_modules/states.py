@@ -1,0 +1,90 @@
+"""Hidden states of spiking networks: find the neurons, reset them, name their buffers.
+
+A network passes here without an attached learner as well (evaluation, plain backpropagation through time), so these
+helpers look at nothing but the modules below the one they are given: other networks in the process keep their states.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+
+from torch import Tensor, nn
+
+
+def reset_states(network: nn.Module) -> None:
+    """Put every neuron below ``network`` back to rest, ready for a new batch of sequences.
+
+    A module that has a method ``reset_states`` is asked to reset itself; a snnTorch neuron is reset through
+    ``reset_mem``, a dropout mask that lasts a sequence through
+    ``reset_mask``. (``snntorch.utils.reset`` is not used: it reaches every neuron of the same class in the process
+    and misses nested ones.)
+
+    Args:
+        network: Any module. Modules without states are left alone.
+    """
+    for module in network.modules():
+        for method in ("reset_states", "reset_mem", "reset_mask"):
+            reset = getattr(module, method, None)
+            if callable(reset):
+                reset()
+                break
+
+
+def hidden_buffer_names(network: nn.Module, prefix: str = "") -> list[str]:
+    """Names of the buffers that hold a state of the running sequence.
+
+    snnTorch keeps membranes in buffers that are left out of the ``state_dict``; so does every module that follows the
+    same habit. Distributed training must not broadcast them: each process has its own sequences.
+
+    Args:
+        network: The module to search.
+        prefix: Put before each name, with a dot.
+
+    Returns:
+        Dotted buffer names in the order of ``network.named_modules()``.
+    """
+    names = []
+    for path, module in network.named_modules(prefix=prefix):
+        hidden = sorted(getattr(module, "_non_persistent_buffers_set", ()))
+        names += [f"{path}.{name}" if path else name for name in hidden]
+    return names
+
+
+def spiking_modules(network: nn.Module, skip: tuple[str, ...] = ()) -> dict[str, nn.Module]:
+    """The neurons of a network that emit spikes, by name.
+
+    A module counts as a neuron when it says so (attribute ``is_spiking``), or when it is a snnTorch neuron or a Norse
+    cell with an activation. Neither library is imported for the test.
+
+    Args:
+        network: The module to search.
+        skip: ``fnmatch`` patterns of module names to leave out, such as ``("*readout*",)``.
+
+    Returns:
+        Module name to module, in the order of ``network.named_modules()``.
+    """
+    found: dict[str, nn.Module] = {}
+    for name, module in network.named_modules():
+        if any(fnmatch(name, pattern) for pattern in skip):
+            continue
+        if any(name.startswith(f"{outer}.") for outer in found):
+            continue  # the cell inside a wrapper that is already listed
+        declared = getattr(module, "is_spiking", None)
+        if declared if declared is not None else _looks_spiking(module):
+            found[name] = module
+    return found
+
+
+def _looks_spiking(module: nn.Module) -> bool:
+    origins = {cls.__module__.partition(".")[0] for cls in type(module).__mro__}
+    if "snntorch" in origins:
+        return hasattr(module, "fire") and hasattr(module, "reset_mem")
+    if "norse" in origins:
+        # Leaky integrators (LICell and friends) have an activation too, but nothing in them compares with a threshold.
+        return hasattr(module, "activation") and hasattr(getattr(module, "p", None), "v_th")
+    return False
+
+
+def spikes_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """The spike tensor in what a neuron returned: the output itself, or the first entry of a tuple."""
+    return output[0] if isinstance(output, tuple) else output

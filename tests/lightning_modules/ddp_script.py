@@ -1,0 +1,57 @@
+"""Trains two epochs on 1 or 2 processes and saves the result. For test_ddp.py; Lightning starts the second process."""
+
+import os
+import sys
+from functools import partial
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), *[os.pardir] * 2))
+
+from tests.lightning_modules.helpers import make_batch, make_network, make_task  # noqa: E402
+
+
+class CountReductions(Callback):
+    count = 0
+
+    def on_train_start(self, trainer, task):
+        if hasattr(trainer.strategy.model, "register_comm_hook"):
+            trainer.strategy.model.register_comm_hook(None, self.reduce)
+
+    def reduce(self, state, bucket):
+        self.count += 1
+        return allreduce_hook(None, bucket)
+
+
+def main(algorithm, loop, processes, output):
+    task = make_task(make_network(readout="leaky"), algorithm=algorithm, loop=loop, supervise_last=2, gradient_clip=1.0)
+    data = TensorDataset(*make_batch(16, steps=5, lengths=[5, 4, 3, 5] * 4))
+    sampler = DistributedSampler(data, processes, int(os.environ.get("LOCAL_RANK", 0)), shuffle=False)
+    loader = DataLoader(data, 8 // processes, sampler=sampler)
+    reductions = CountReductions()
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        devices=processes,
+        strategy="ddp" if processes > 1 else "auto",
+        use_distributed_sampler=False,
+        callbacks=[reductions],
+        **quiet,
+    )
+    trainer.fit(task, loader, loader)
+    result = {
+        "weights": task.network.state_dict(),
+        "reductions": reductions.count,
+        "steps": trainer.global_step,
+        "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+    }
+    torch.save(result, f"{output}.{trainer.global_rank}")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    partial(main, sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])()
