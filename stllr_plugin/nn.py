@@ -73,6 +73,9 @@ class SequenceDropout(nn.Module):
     attached :class:`~stllr_plugin.STLLRLearner` resets it with each sequence. The mask is no buffer, so it is not in
     the ``state_dict``.
 
+    Attributes:
+        mask: The mask of the running sequence, already scaled by 1/(1-p); None before its first step.
+
     Args:
         p: Probability of an element to be dropped, in [0, 1).
 
@@ -86,11 +89,11 @@ class SequenceDropout(nn.Module):
         if not 0.0 <= p < 1.0:
             raise ValueError(f"p={p!r}: expected a probability in [0, 1).")
         self.p = p
-        self._mask: Tensor | None = None
+        self.mask: Tensor | None = None
 
     def reset_mask(self) -> None:
         """Forgets the mask; the next call in training mode draws a new one."""
-        self._mask = None
+        self.mask = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns x times the mask (scaled by 1/(1-p)) in training mode, x otherwise.
@@ -100,14 +103,14 @@ class SequenceDropout(nn.Module):
         """
         if not self.training or self.p == 0.0:
             return x
-        if self._mask is None:
-            self._mask = torch.empty_like(x.detach()).bernoulli_(1.0 - self.p).div_(1.0 - self.p)
-        if self._mask.shape != x.shape:
+        if self.mask is None:
+            self.mask = torch.empty_like(x.detach()).bernoulli_(1.0 - self.p).div_(1.0 - self.p)
+        if self.mask.shape != x.shape:
             raise RuntimeError(
                 f"SequenceDropout: the input has shape {tuple(x.shape)}, but the mask of this sequence has "
-                f"{tuple(self._mask.shape)}. Call reset_mask() (or learner.reset()) before a new sequence."
+                f"{tuple(self.mask.shape)}. Call reset_mask() (or learner.reset()) before a new sequence."
             )
-        return x * self._mask
+        return x * self.mask
 
     def extra_repr(self) -> str:
         """Shown in the module's repr."""

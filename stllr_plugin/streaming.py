@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stllr_plugin.errors import StateError
 from stllr_plugin.hooks import Hook, eager
+from stllr_plugin.nn import SequenceDropout
 
 if TYPE_CHECKING:
     from stllr_plugin.learner import STLLRLearner
@@ -58,6 +59,7 @@ def run_online(
             "the sequence: pass num_steps to online(), to learner.reset() or to the learner."
         )
     _refuse_several_processes(learner, "online()")
+    _refuse_disabled(learner, "online()")
     return _online(learner, output, loss_fn, backward)
 
 
@@ -68,6 +70,11 @@ def _refuse_several_processes(learner: STLLRLearner, what: str) -> None:
             "gradients. With several processes call loss.backward() at each step outside of forward, under no_sync() "
             "for all but the last."
         )
+
+
+def _refuse_disabled(learner: STLLRLearner, what: str) -> None:
+    if not learner.enabled:
+        raise StateError(f"{what} trains with the rule, but the learner is disabled; call learner.enable() first.")
 
 
 @contextmanager
@@ -117,6 +124,7 @@ def run_two_pass(
 ) -> Tensor:
     """See ``STLLRLearner.two_pass``."""
     _refuse_several_processes(learner, "two_pass()")
+    _refuse_disabled(learner, "two_pass()")
     start = _Snapshot(learner)
     records: list[list[tuple[int, Tensor]]] = []
 
@@ -177,6 +185,10 @@ def run_two_pass(
         forward()
     finally:
         handle.remove()
+    if position != len(targets):
+        raise StateError(
+            f"two_pass: the first pass ran {len(targets)} steps, the second {position}. forward() must do the same twice."
+        )
     return loss.detach()
 
 
@@ -211,6 +223,7 @@ class _Snapshot:
             for module in learner.model.modules()
             for name, buffer in module._buffers.items()
         ]
+        self.masks = [(m, m.mask) for m in learner.model.modules() if isinstance(m, SequenceDropout)]
         self.clock = learner.supervision.clock
         self.cpu = torch.get_rng_state()
         devices = {parameter.device for parameter in learner.model.parameters() if parameter.device.type != "cpu"}
@@ -224,6 +237,8 @@ class _Snapshot:
                 with torch.no_grad():
                     buffer.copy_(value)
                 module._buffers[name] = buffer
+        for dropout, mask in self.masks:
+            dropout.mask = mask
         self.learner.supervision.clock = self.clock
         torch.set_rng_state(self.cpu)
         for device, state_of in self.devices:
