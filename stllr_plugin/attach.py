@@ -40,7 +40,7 @@ class Plan:
         rule: The rule of everything else.
         output: Name and module whose output the loss sees; for direct feedback.
         other_parameters: Names of trainable parameters that are neither synaptic weights nor biases of synapses.
-        excluded: Names of modules left alone on request.
+        excluded: (name, module) of modules left alone on request.
     """
 
     rule: STLLRRule
@@ -50,7 +50,7 @@ class Plan:
     rules: dict[str, STLLRRule] = field(default_factory=dict)
     output: tuple[str, nn.Module] | None = None
     other_parameters: list[str] = field(default_factory=list)
-    excluded: list[str] = field(default_factory=list)
+    excluded: list[tuple[str, nn.Module]] = field(default_factory=list)
 
 
 def plan_attachment(
@@ -116,7 +116,7 @@ def _discover(model: nn.Module, exclude: tuple[str, ...], plan: Plan, problems: 
             continue
         where = f"{name!r} ({type(module).__name__})"
         if any(fnmatchcase(name, pattern) for pattern in exclude):
-            plan.excluded.append(name)
+            plan.excluded.append((name, module))
             covered.update(id(child) for child in module.modules())
             continue
         adapter = find_adapter(module)
@@ -218,6 +218,19 @@ def _find_output(model: nn.Module, plan: Plan, signal: str, output: str | None, 
     ordered = [name for name in modules if any(name == known for known, _ in found) and id(modules[name]) not in inside]
     if ordered:
         plan.output = (ordered[-1], modules[ordered[-1]])
+        if signal != "bp" and not hidden_neurons(plan):
+            problems.append(
+                f"learning_signal={signal!r} projects the error of the output to hidden neurons, but besides "
+                f"{ordered[-1]!r}, taken for the output because it is registered last, there is none. Name the module "
+                "that the loss sees with output=."
+            )
+
+
+def hidden_neurons(plan: Plan) -> list[str]:
+    """Names of the spiking neurons outside of the output module."""
+    assert plan.output is not None
+    inside = {id(child) for child in plan.output[1].modules()}
+    return [name for name, module, adapter in plan.neurons if adapter.spiking and id(module) not in inside]
 
 
 def _list_other_parameters(model: nn.Module, plan: Plan) -> None:

@@ -12,7 +12,7 @@ tensor that lies downstream of it, so the graph of a step is freed as soon as no
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,7 +40,7 @@ class SynapseCall:
         output_shape: Shape of its output.
         order: Number of the call; calls of one step are sorted by it.
         step: Time step at which it ran; only meaningful for readouts that no neuron consumes.
-        consumed: Whether a neuron was fed by it. If not, the weight gets its ordinary gradient.
+        consumers: Neurons that it fed. If there is none, the weight gets its ordinary gradient.
     """
 
     site: SynapseSite
@@ -50,7 +50,12 @@ class SynapseCall:
     order: int
     output_shape: torch.Size | None = None
     step: int = 0
-    consumed: bool = False
+    consumers: set[str] = field(default_factory=set)
+
+    @property
+    def consumed(self) -> bool:
+        """Whether a neuron was fed by it."""
+        return bool(self.consumers)
 
 
 class Tag(Function):
@@ -266,6 +271,21 @@ class StateGraft(Function):
 def _without_autocast(tensor: Tensor) -> torch.autocast:
     # A backward call inside the user's autocast region must not cast our products to half precision.
     return torch.autocast(device_type=tensor.device.type, enabled=False)
+
+
+class Boundary(Function):
+    """Identity on the output of a module that is left alone; the walk to the synapses of a neuron ends here."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        """Returns the tensor, under a new one."""
+        ctx.stllr_boundary = True
+        return tensor.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """Passes the gradient on."""
+        return grad
 
 
 def find_calls(root: Node, output_shape: torch.Size) -> list[tuple[Node, SynapseCall, bool]]:

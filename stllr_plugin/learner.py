@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from stllr_plugin.attach import Plan, plan_attachment, warn
+from stllr_plugin.attach import Plan, hidden_neurons, plan_attachment, warn
 from stllr_plugin.errors import (
     AttachmentError,
     NoGradientCapturedError,
@@ -25,7 +25,7 @@ from stllr_plugin.nn import SequenceDropout
 from stllr_plugin.report import Edge, Report
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.signals import DirectFeedback, Feedback, LearningSignal
-from stllr_plugin.sites import LiftGuard, ModuleSite, NeuronSite, OwnWeightSite, SynapseSite
+from stllr_plugin.sites import ExclusionHook, LiftGuard, ModuleSite, NeuronSite, OwnWeightSite, SynapseSite
 from stllr_plugin.streaming import OnlineRun, run_online, run_two_pass
 from stllr_plugin.supervision import Supervision
 
@@ -124,8 +124,7 @@ class STLLRLearner(OptimizerFacade):
             return LearningSignal()
         assert plan.output is not None
         name, module = plan.output
-        inside = {id(child) for child in module.modules()}
-        hidden = [neuron for neuron, child, adapter in plan.neurons if adapter.spiking and id(child) not in inside]
+        hidden = hidden_neurons(plan)
         seed = torch.initial_seed() if seed is None else seed
         return DirectFeedback(self, name, module, hidden, self.learning_signal == "sign_dfa", seed)
 
@@ -144,6 +143,8 @@ class STLLRLearner(OptimizerFacade):
             self._handles += neuron.attach()
         for name, module in plan.lifts:
             self._handles.append(module.register_forward_pre_hook(LiftGuard(self, name)))
+        for name, module in plan.excluded:
+            self._handles.append(module.register_forward_hook(ExclusionHook(self, name)))
         self._handles += self.signal.attach()
         self._ignored_before = self._keep_ddp_off_states()
         self._attached = True
@@ -506,7 +507,7 @@ class STLLRLearner(OptimizerFacade):
             neurons={neuron.name: type(neuron.module).__name__ for neuron in self._neurons},
             readouts=readouts,
             other_parameters=tuple(self._plan.other_parameters),
-            excluded=tuple(self._plan.excluded),
+            excluded=tuple(name for name, _ in self._plan.excluded),
             settings={
                 "learning_signal": self.learning_signal,
                 "supervise_last": self.supervision.last,

@@ -110,13 +110,13 @@ class DirectFeedback(LearningSignal):
         self.output = output
         self.sign = sign
         self.feedback = Feedback(hidden, seed)
-        self._waiting: dict[str, Tensor] = {}
+        self._waiting: dict[str, tuple[Tensor, int]] = {}
 
     def hidden(self, site: NeuronSite, spikes: Tensor) -> Tensor:
         """Keeps the grafted spikes for the error of this step; the layers above see them cut off."""
         if site.name not in self.feedback.names:
             return spikes
-        self._waiting[site.name] = spikes
+        self._waiting[site.name] = (spikes, self.learner.supervision.clock)
         return spikes.detach()
 
     def attach(self) -> list[Any]:
@@ -129,7 +129,14 @@ class DirectFeedback(LearningSignal):
 
     def deliver(self, result: Any) -> Any:
         """Routes the error that will arrive at the outputs of this step to the hidden layers."""
-        waiting = {name: spikes for name, spikes in self._waiting.items() if spikes.requires_grad}
+        clock = self.learner.supervision.clock
+        late = [name for name, (_, step) in self._waiting.items() if step != clock]
+        if late:
+            raise StateError(
+                f"Neurons {late} run after module {self.output_name!r}, which is taken for the output, so no error of "
+                "their time step can reach them. Name the module that the loss sees with output=."
+            )
+        waiting = {name: spikes for name, (spikes, _) in self._waiting.items() if spikes.requires_grad}
         self._waiting = {}
         items = list(result) if isinstance(result, tuple) else [result]
         places = [i for i, item in enumerate(items) if isinstance(item, Tensor) and item.requires_grad]

@@ -187,7 +187,7 @@ def run_two_pass(
         handle.remove()
     if position != len(targets):
         raise StateError(
-            f"two_pass: the first pass ran {len(targets)} steps, the second {position}. forward() must do the same twice."
+            f"two_pass: the second pass ran {position} steps, the first {len(targets)}. Both must do the same."
         )
     return loss.detach()
 

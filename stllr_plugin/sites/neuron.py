@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from stllr_plugin.activations import Psi, resolve_psi
-from stllr_plugin.errors import StateError
+from stllr_plugin.errors import SequenceInputError, StateError
 from stllr_plugin.graft import PostFactor, SpikeGraft, StateGraft, StepRecord, SynapseCall, SynapticInput, find_calls
 from stllr_plugin.hooks import Hook, eager, refuse_recomputation
 from stllr_plugin.neurons.base import NeuronAdapter, NeuronStep
@@ -170,7 +170,7 @@ class NeuronSite:
                 edge = traces.edges[key] = EdgeTraces(learner.edge_name(call.site.name, self.name, key[1]))
             rule = call.site.rule or self.rule
             for _, member, _ in members:
-                member.consumed = True
+                self._consume(member)
             trace = edge.advance(call.x, rule.lambda_pre)
             inputs.append(SynapticInput(call, [(node, identity) for node, _, identity in members], trace, rule))
 
@@ -183,6 +183,15 @@ class NeuronSite:
             result = self._graft(record, step, output)
         traces.remember(self.adapter.returned_membrane(self.module, result))
         return result
+
+    def _consume(self, call: SynapseCall) -> None:
+        if self.name in call.consumers:
+            raise SequenceInputError(
+                f"One output of synapse {call.site.name!r} reaches neuron {self.name!r} at more than one time step. If "
+                "the synapse was run on all steps at once, call it at each step, on that step's input. If a module in "
+                "between keeps a state from step to step, detach the state, or name the module in exclude=[...]."
+            )
+        call.consumers.add(self.name)
 
     def _follow_sequence(self, traces: NeuronTraces, opened: _OpenStep) -> None:
         """Starts the traces afresh where a new sequence is evident; refuses a state that outlived a reset by step()."""
