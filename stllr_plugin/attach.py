@@ -102,7 +102,7 @@ def _wrapper_problems(model: nn.Module) -> list[str]:
                 f"{where} is a {kind} wrapper. Attach to the bare model first, then wrap it: "
                 "STLLRLearner(model.module, ...)."
             ]
-        if kind == "OptimizedModule":
+        if kind == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None:
             return [f"{where} is compiled already. Attach to the bare model first, then call torch.compile(model)."]
         if "ScriptModule" in kind or kind == "RecursiveScriptModule":
             return [f"{where} is a TorchScript module, which has no Python hooks. Attach to the original nn.Module."]

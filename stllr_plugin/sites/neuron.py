@@ -149,7 +149,7 @@ class NeuronSite:
         assert membrane is not None
         calls = find_calls(membrane.grad_fn, membrane.shape) if membrane.grad_fn is not None else []
         groups = _group(calls)
-        traces = self.sequences.setdefault(tuple(groups), NeuronTraces())
+        traces = self._traces_for(tuple(groups))
         self._follow_sequence(traces, opened)
         index = traces.steps
         if supervision.num_steps is not None and index >= supervision.num_steps:
@@ -183,6 +183,18 @@ class NeuronSite:
             result = self._graft(record, step, output)
         traces.remember(self.adapter.returned_membrane(self.module, result))
         return result
+
+    def _traces_for(self, key: tuple[tuple[int, int], ...]) -> NeuronTraces:
+        """The traces of the layer that is fed by these synapses."""
+        if key not in self.sequences:
+            if self._keeps_state() and any(other.steps for other in self.sequences.values()):
+                raise StateError(
+                    f"Neuron {self.name!r} is fed by other synapses than at its last call. With init_hidden=True it "
+                    "keeps one membrane, so it can serve one layer only, fed by the same synapses at each step: use a "
+                    "neuron per layer, or explicit states."
+                )
+            self.sequences[key] = NeuronTraces()
+        return self.sequences[key]
 
     def _consume(self, call: SynapseCall) -> None:
         if self.name in call.consumers:
