@@ -119,7 +119,9 @@ def test_backward_at_the_supervised_steps_needs_no_length(kind):
 @ALL
 def test_outputs_of_the_steps_before_require_no_gradient(kind):
     net = build(kind)
-    STLLRLearner(net, rule=RULE, supervise_last=LAST, num_steps=T)
+    learner = STLLRLearner(net, rule=RULE, supervise_last=LAST, num_steps=T)
+    run_steps(net, spikes(T), labels(), supervised=[T - 1])  # shows which layers are readouts
+    learner.reset()
     state, requires = None, []
     for step in spikes(T):
         output, state = net(step, state)
