@@ -1,4 +1,4 @@
-"""What the learner refuses while a model runs: each with its type of error, and a text that names place, finding, remedy."""
+"""What the learner refuses while a model runs: the type of error, and a text with place, finding and remedy."""
 
 from __future__ import annotations
 

@@ -301,7 +301,7 @@ def test_a_smaller_last_batch_follows_a_reset(kind):
 
 
 @pytest.mark.parametrize(("mask", "options", "message"), [
-    (torch.ones(6, dtype=torch.bool), {"num_steps": 3}, "reset(mask) keeps the running sequence; num_steps and lengths begin a new one"),
+    (torch.ones(6, dtype=torch.bool), {"num_steps": 3}, "reset(mask) keeps the running sequence"),
     (torch.ones(6), {}, "mask must be a bool tensor [B]; found torch.float32 of shape (6,)"),
     (torch.ones(6, 1, dtype=torch.bool), {}, "mask must be a bool tensor [B]; found torch.bool of shape (6, 1)"),
     (torch.ones(4, dtype=torch.bool), {}, "the mask has 4 samples, but fc1->lif1 has 6"),
