@@ -67,11 +67,11 @@ class NeuronSite:
         self._evaluated = False
 
     def attach(self) -> list[Any]:
-        """Installs the tap and registers the hooks; returns their handles."""
+        """Installs the tap and registers the hooks (ours first after the call); returns their handles."""
         self.tap.install()
         return [
             self.module.register_forward_pre_hook(_BeforeNeuron(self), with_kwargs=True),
-            self.module.register_forward_hook(_AfterNeuron(self), always_call=True),
+            self.module.register_forward_hook(_AfterNeuron(self), always_call=True, prepend=True),
         ]
 
     def detach(self) -> None:

@@ -96,54 +96,59 @@ class ModuleSite(SynapseSite):
         self, learner: STLLRLearner, name: str, module: nn.Module, synapse: Synapse, rule: STLLRRule | None
     ) -> None:
         """See the class."""
-        self._open: list[tuple[Tensor, Tensor, list[nn.Parameter]] | None] = []
+        self._open: list[tuple[Tensor, list[nn.Parameter]] | None] = []
         super().__init__(learner, name, rule)
         self.module = module
         self.synapse = synapse
 
     def attach(self) -> list[Any]:
-        """Registers the hooks; returns their handles."""
+        """Registers the hooks; returns their handles. Hooks of the user that change outputs run after ours."""
+        after = _AfterSynapse(self)
         return [
-            self.module.register_forward_pre_hook(_BeforeSynapse(self), with_kwargs=True),
-            self.module.register_forward_hook(_AfterSynapse(self), always_call=True),
+            self.module.register_forward_pre_hook(_BeforeSynapse(self)),
+            self.module.register_forward_hook(after, with_kwargs=True, always_call=True, prepend=True),
         ]
 
     def _weight_gradient(self, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
         return self.synapse.weight_gradient(self.module, x, g, weight)
 
     def begin(self) -> None:
-        """See the base class; also gives back the weight of a call that was cut off without hooks (Ctrl-C)."""
+        """See the base class."""
         super().begin()
+        self._recover()
+
+    def _recover(self) -> None:
+        """Gives back the weight of a call that was cut off where torch runs no more hooks (Ctrl-C)."""
         for stale in self._open:
-            for parameter in stale[2] if stale is not None else ():
+            for parameter in stale[1] if stale is not None else ():
                 parameter.requires_grad_(True)
         self._open.clear()
 
-    def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before(self) -> None:
         """Takes the weight out of the graph for the call that follows."""
-        if self._open:
-            self.begin()
+        self._recover()
         parameters = self.synapse.trainable(self.module) if self.learner.is_recording else []
         if not parameters:
             self._open.append(None)
             return
         refuse_recomputation(self.name)
-        x = args[0] if args else kwargs[self.synapse.input_name]
         # A parametrized weight is computed here within the graph of its originals, which the gradient then flows on to.
         weight = getattr(self.module, self.synapse.weight_name)
         for parameter in parameters:
             parameter.requires_grad_(False)
-        self._open.append((x, weight, parameters))
+        self._open.append((weight, parameters))
 
-    def after(self, output: Any) -> Tensor | None:
+    def after(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
         """Gives the weight back and marks the output; also runs when the forward pass raised."""
         opened = self._open.pop() if self._open else None
         if opened is None:
             return None
-        x, weight, parameters = opened
+        weight, parameters = opened
         for parameter in parameters:
             parameter.requires_grad_(True)
-        return self.tag(x, output, weight) if isinstance(output, Tensor) else None
+        if not isinstance(output, Tensor):
+            return None
+        return self.tag(args[0] if args else kwargs[self.synapse.input_name], output, weight)
 
 
 class _BeforeSynapse(Hook):
@@ -152,8 +157,8 @@ class _BeforeSynapse(Hook):
         self.site = site
 
     @eager
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.site.before(args, kwargs)
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.site.before()
 
 
 class _AfterSynapse(Hook):
@@ -164,5 +169,5 @@ class _AfterSynapse(Hook):
         self.site = site
 
     @eager
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
-        return self.site.after(output)
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
+        return self.site.after(args, kwargs, output)
