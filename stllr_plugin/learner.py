@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Literal
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from stllr_plugin.activations import resolve_psi
 from stllr_plugin.attach import Plan, hidden_neurons, plan_attachment, warn
 from stllr_plugin.errors import (
     AttachmentError,
@@ -28,6 +29,7 @@ from stllr_plugin.signals import DirectFeedback, Feedback, LearningSignal
 from stllr_plugin.sites import ExclusionHook, LiftGuard, ModuleSite, NeuronSite, OwnWeightSite, SynapseSite
 from stllr_plugin.streaming import OnlineRun, run_online, run_two_pass
 from stllr_plugin.supervision import Supervision
+from stllr_plugin.traces import EdgeTraces, NeuronTraces
 
 _STATE_KEY = "stllr"
 
@@ -488,16 +490,18 @@ class STLLRLearner(OptimizerFacade):
             raise RuleError(f'learning_signal="{self.learning_signal}" uses no feedback matrices.')
         return self.signal.feedback
 
-    def report(self) -> Report:
-        """What is trained how; print it. Connections show once the model has run a step in training mode."""
-        edges: dict[str, Edge] = {}
+    def _running_edges(self) -> Iterator[tuple[NeuronSite, NeuronTraces, EdgeTraces, STLLRRule]]:
         rules = {site.name: site.rule for site in self._sites}
         for neuron in self._neurons:
             for traces in neuron.sequences.values():
                 for edge in traces.edges.values():
-                    synapse = self._edge_names[edge.name]
-                    rule = rules[synapse] or neuron.rule
-                    edges[edge.name] = Edge(edge.name, synapse, neuron.name, rule.describe())
+                    yield neuron, traces, edge, rules[self._edge_names[edge.name]] or neuron.rule
+
+    def report(self) -> Report:
+        """What is trained how; print it. Connections show once the model has run a step in training mode."""
+        edges: dict[str, Edge] = {}
+        for neuron, _, edge, rule in self._running_edges():
+            edges[edge.name] = Edge(edge.name, self._edge_names[edge.name], neuron.name, rule.describe())
         fed = {edge.synapse for edge in edges.values()}
         frozen = {name for name, module, synapse in self._plan.synapses if not synapse.trainable(module)}
         readouts = tuple(s.name for s in self._sites if s.name not in fed and s.name not in frozen) if edges else ()
@@ -521,11 +525,9 @@ class STLLRLearner(OptimizerFacade):
     def traces(self) -> dict[str, dict[str, Tensor | None]]:
         """The running traces by edge name: "pre" (shape of the synapse's input) and "post" (of the neuron), or None."""
         result: dict[str, dict[str, Tensor | None]] = {}
-        for neuron in self._neurons:
-            for traces in neuron.sequences.values():
-                for edge in traces.edges.values():
-                    post = next((post.trace for post in traces.posts.values()), None)
-                    result[edge.name] = {"pre": edge.pre, "post": post}
+        for _, traces, edge, rule in self._running_edges():
+            post = traces.posts.get((resolve_psi(rule.psi), rule.lambda_post))
+            result[edge.name] = {"pre": edge.pre, "post": None if post is None else post.trace}
         return result
 
     def memory_usage(self) -> dict[str, int]:
