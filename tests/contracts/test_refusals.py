@@ -56,7 +56,7 @@ SNNTORCH: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "state_quant": (lambda: snn.Leaky(0.9, state_quant=lambda x: x), "state_quant", "train without it"),
     "graded": (lambda: snn.Leaky(0.9, graded_spikes_factor=0.5), "graded_spikes_factor", "outside of the neuron"),
     "learned-graded": (lambda: snn.Leaky(0.9, learn_graded_spikes_factor=True), "graded_spikes_factor", "outside"),
-    "reset_delay": (lambda: snn.RSynaptic(0.9, 0.8, linear_features=4, reset_delay=False), "reset_delay=False", "=True"),
+    "reset_delay": (lambda: snn.RSynaptic(0.9, 0.8, linear_features=4, reset_delay=False), "reset_delay", "=True"),
     "unknown": (lambda: type("Mine", (snn.SpikingNeuron,), {})(), "this neuron is not known", "supported: Leaky"),
 }  # fmt: skip
 
