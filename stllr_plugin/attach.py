@@ -68,9 +68,9 @@ def plan_attachment(
         RuleError: If the rule itself is not valid.
     """
     plan = Plan(resolve_rule(rule))
+    if not isinstance(model, nn.Module):
+        raise AttachmentError([f"model is a {type(model).__name__}, not a torch.nn.Module."])
     problems = _wrapper_problems(model)
-    if problems:
-        raise AttachmentError(problems)
     _discover(model, exclude, plan, problems)
     _check_attached(model, problems)
     _assign_rules(plan, layer_rules, problems)
@@ -87,26 +87,29 @@ def plan_attachment(
 
 def _wrapper_problems(model: nn.Module) -> list[str]:
     """Wrappers around the model that hide it or copy it."""
-    if not isinstance(model, nn.Module):
-        return [f"model is a {type(model).__name__}, not a torch.nn.Module."]
+    problems: list[str] = []
     for name, module in model.named_modules():
         where = f"module {name!r}" if name else "the model"
         kind = type(module).__name__
         if isinstance(module, nn.DataParallel):
-            return [
+            problems.append(
                 f"{where} is a DataParallel wrapper: its replicas share one learner and lose their states. Pass the "
                 "bare model and use DistributedDataParallel."
-            ]
+            )
         if kind in ("DistributedDataParallel", "FullyShardedDataParallel"):
-            return [
+            problems.append(
                 f"{where} is a {kind} wrapper. Attach to the bare model first, then wrap it: "
                 "STLLRLearner(model.module, ...)."
-            ]
+            )
         if kind == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None:
-            return [f"{where} is compiled already. Attach to the bare model first, then call torch.compile(model)."]
-        if "ScriptModule" in kind or kind == "RecursiveScriptModule":
-            return [f"{where} is a TorchScript module, which has no Python hooks. Attach to the original nn.Module."]
-    return []
+            problems.append(
+                f"{where} is compiled already. Attach to the bare model first, then call torch.compile(model)."
+            )
+        if "ScriptModule" in kind:
+            problems.append(
+                f"{where} is a TorchScript module, which has no Python hooks. Attach to the original nn.Module."
+            )
+    return problems
 
 
 def _discover(model: nn.Module, exclude: tuple[str, ...], plan: Plan, problems: list[str]) -> None:

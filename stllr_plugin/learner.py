@@ -501,7 +501,8 @@ class STLLRLearner(OptimizerFacade):
         """What is trained how; print it. Connections show once the model has run a step in training mode."""
         edges: dict[str, Edge] = {}
         for neuron, _, edge, rule in self._running_edges():
-            edges[edge.name] = Edge(edge.name, self._edge_names[edge.name], neuron.name, rule.describe())
+            synapse = self._edge_names[edge.name]
+            edges[edge.name] = Edge(edge.name, synapse, neuron.name, rule.describe(), neuron.adapter.spiking)
         fed = {edge.synapse for edge in edges.values()}
         frozen = {name for name, module, synapse in self._plan.synapses if not synapse.trainable(module)}
         readouts = tuple(s.name for s in self._sites if s.name not in fed and s.name not in frozen) if edges else ()

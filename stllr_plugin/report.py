@@ -15,12 +15,15 @@ class Edge:
         synapse: Name of the synapse.
         neuron: Name of the neuron.
         rule: The edge's rule as plain data.
+        spiking: Whether the neuron spikes. A readout that does not uses lambda_pre alone: its gradient is that of the
+            loss on its membrane times the presynaptic trace.
     """
 
     name: str
     synapse: str
     neuron: str
     rule: dict[str, Any]
+    spiking: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,10 @@ class Report:
             for edge in self.edges:
                 r = edge.rule
                 numbers = [f"{r[name]:g}" for name in ("alpha_pre", "lambda_pre", "alpha_post", "lambda_post")]
-                rows.append((edge.name, *numbers, _short(r["psi"])))
+                psi = _short(r["psi"])
+                if not edge.spiking:
+                    numbers, psi = ["-", numbers[1], "-", "-"], "- (loss on the membrane)"
+                rows.append((edge.name, *numbers, psi))
             widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
             lines += [
                 "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
