@@ -73,7 +73,7 @@ def test_decays_lie_between_0_and_1(name, value):
 
 
 @pytest.mark.parametrize(("name", "value"), [
-    ("alpha_pre", -3), ("alpha_post", 100.0), ("alpha_pre", 0), ("lambda_pre", 0), ("lambda_pre", 1), ("lambda_post", 1.),
+    ("alpha_pre", -3), ("alpha_post", 100.0), ("lambda_pre", 0), ("lambda_pre", 1), ("lambda_post", 1.0),
 ])  # fmt: skip
 def test_these_are_allowed(name, value):
     assert getattr(STLLRRule(**{name: value}), name) == value

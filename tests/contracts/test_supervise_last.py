@@ -202,6 +202,18 @@ def test_the_length_may_change_from_batch_to_batch():
     assert_close(gradients(net), expected)
 
 
+@pytest.mark.parametrize("announced", [{"lengths": LENGTHS}, {"num_steps": T}], ids=["lengths", "num_steps"])
+def test_what_was_announced_survives_zero_grad(announced):
+    """Also where gradients of the sequence before are thrown away, as after a step that a GradScaler skipped."""
+    net = build(Hidden)
+    learner = STLLRLearner(net, torch.optim.SGD(net.parameters(), lr=0.0), rule=RULE, supervise_last=LAST)
+    run_steps(net, spikes(4, seed=5), labels())
+    learner.reset(**announced)
+    learner.zero_grad()
+    run_steps(net, spikes(T), labels(), way="a", reduction="sum")
+    assert_close(gradients(net), by_way(Hidden, "a", spikes(T), labels(), announced, supervise_last=LAST))
+
+
 @ALL
 def test_a_sequence_longer_than_announced_is_an_error(kind):
     net = build(kind)
