@@ -53,6 +53,7 @@ class Feedback(MutableMapping[str, Tensor]):
         """Args: names of the hidden neurons; the seed."""
         self.names = names
         self.seed = seed
+        self._agreed = False
         self._matrices: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -77,10 +78,20 @@ class Feedback(MutableMapping[str, Tensor]):
         """Number of matrices that exist."""
         return len(self._matrices)
 
+    def _agree_on_seed(self) -> None:
+        """Takes rank 0's seed, since processes often differ in theirs and must not differ in the matrices."""
+        dist = torch.distributed
+        if not self._agreed and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            seeds = [self.seed]
+            dist.broadcast_object_list(seeds, src=0)
+            self.seed = seeds[0]
+        self._agreed = True
+
     def matrix(self, name: str, outputs: int, like: Tensor) -> Tensor:
         """The matrix of a neuron whose spikes are ``like`` [B, *shape], on its device; drawn if need be."""
         shape = (outputs, *like.shape[1:])
         if name not in self._matrices:
+            self._agree_on_seed()
             # The CPU generator gives the same numbers on every device.
             generator = torch.Generator().manual_seed((self.seed + zlib.crc32(name.encode())) % 2**63)
             matrix = torch.empty(shape, dtype=torch.float32)

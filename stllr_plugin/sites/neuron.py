@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
+from torch.nn.parallel import DistributedDataParallel
 
 from stllr_plugin.activations import Psi, resolve_psi
 from stllr_plugin.errors import SequenceInputError, StateError
@@ -97,7 +98,7 @@ class NeuronSite:
             self._evaluated = False
             if all(traces.steps == 0 for traces in self.sequences.values()):
                 self.adapter.reset_states(self.module, None)  # what an evaluation between two sequences left behind
-        self._check_buffers_untouched()
+        self._refuse_broadcast_states()
         args, kwargs, membrane = self.adapter.detach_states(self.module, args, kwargs)
         # New states that are all zero begin a sequence. Reading values waits for the device, so it is done only where
         # the state is not the one that the last step returned.
@@ -295,24 +296,23 @@ class NeuronSite:
 
     # States that the module keeps.
 
-    def _check_buffers_untouched(self) -> None:
-        """Notices that somebody wrote into a hidden state between two steps, as DDP's buffer broadcast does."""
-        if not self.learner.distributed or not self.adapter.state_buffers(self.module):
+    def _refuse_broadcast_states(self) -> None:
+        """Notices that DDP has just copied rank 0's buffers, membranes included, over those of this process.
+
+        DDP writes in place and leaves no mark on the tensor, but while its forward runs it lists the buffers that it
+        sent. A sequence that begins within that forward is safe: its states are new.
+        """
+        ddp = getattr(DistributedDataParallel, "_active_ddp_module", None)
+        if ddp is None or all(traces.steps == 0 for traces in self.sequences.values()):
             return
-        membrane = self.module._buffers.get("mem")
-        for traces in self.sequences.values():
-            last = traces.last_membrane
-            if (
-                membrane is not None
-                and last is not None
-                and membrane.data_ptr() == last[0].data_ptr()
-                and membrane._version != last[1]
-            ):
-                raise StateError(
-                    f"The hidden state of neuron {self.name!r} was overwritten between two time steps. "
-                    "DistributedDataParallel copies the buffers of rank 0, membranes included, to all ranks at each "
-                    "forward: attach the learner before wrapping the model, or wrap it with broadcast_buffers=False."
-                )
+        states = [self.module._buffers.get(name) for name in self.adapter.state_buffers(self.module)]
+        if any(state is sent for state in states for sent in getattr(ddp, "modules_buffers", ())):
+            raise StateError(
+                f"The hidden state of neuron {self.name!r} was overwritten between two time steps: "
+                "DistributedDataParallel copies the buffers of rank 0 to all processes at each forward. Attach the "
+                "learner to the model that you wrap, before wrapping it, or wrap with broadcast_buffers=False (newer "
+                "torch: forward_sync_buffers=False; Lightning: DDPStrategy(broadcast_buffers=False))."
+            )
 
     def reset(self, mask: Tensor | None, ended_by_step: bool) -> None:
         """Resets traces and the states that the module keeps; with a mask [B], those samples only."""
