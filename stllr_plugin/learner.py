@@ -257,7 +257,7 @@ class STLLRLearner(OptimizerFacade):
             self.model.zero_grad(set_to_none)
         else:
             self._inner.zero_grad(set_to_none)
-            if self._captures and self.reset_after_step and self._attached:
+            if self._captures and self.supervision.clock >= 0 and self.reset_after_step and self._attached:
                 self._end_sequence()
         self._captures = 0
 
