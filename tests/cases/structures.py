@@ -159,6 +159,43 @@ def shared_synapse(rng: torch.Generator) -> Parts:
 
 
 @structure
+def batch_norm_spikes(rng: torch.Generator) -> Parts:
+    nodes, params, _, xs = batch_norm1d(rng)
+    return nodes, params, ("lif2",), xs
+
+
+@structure
+def mixed_neurons_spikes(rng: torch.Generator) -> Parts:
+    nodes, params, _, xs = mixed_neurons(rng)
+    return nodes, params, ("lif3",), xs
+
+
+@structure
+def two_inputs_one_synapse(rng: torch.Generator) -> Parts:
+    """One module called twice before the neuron that consumes both."""
+    params = dense(rng, ("fc1", 4, 4), ("fc2", 3, 4))
+    nodes = [linear("fc1", "x"), Node("other", "Tanh", ("x",)), linear("again", "other", shares="fc1")]
+    nodes += [leaky("lif1", "fc1", "again"), linear("fc2", "lif1"), leaky("lif2", "fc2")]
+    return nodes, params, ("lif2",), spike_input((5, 2, 4), rng)
+
+
+@structure
+def two_readouts(rng: torch.Generator) -> Parts:
+    params = dense(rng, ("fc1", 4, 3), ("out1", 3, 4), ("fc2", 4, 4), ("out2", 2, 4))
+    nodes = [linear("fc1", "x"), leaky("lif1", "fc1"), linear("out1", "lif1")]
+    nodes += [linear("fc2", "lif1"), leaky("lif2", "fc2"), linear("out2", "lif2")]
+    return nodes, params, ("out1", "out2"), spike_input((5, 2, 3), rng)
+
+
+@structure
+def readout_chain(rng: torch.Generator) -> Parts:
+    params = dense(rng, ("fc1", 4, 3), ("out1", 4, 4), ("out2", 3, 4))
+    nodes = [linear("fc1", "x"), leaky("lif1", "fc1"), linear("out1", "lif1"), Node("tanh", "Tanh", ("out1",))]
+    nodes += [linear("out2", "tanh")]
+    return nodes, params, ("out2",), spike_input((5, 2, 3), rng)
+
+
+@structure
 def tied_weights(rng: torch.Generator) -> Parts:
     params = dense(rng, ("fc1", 4, 4), ("fc2", 4, 4), ("fc3", 3, 4))
     del params["fc2.weight"]

@@ -100,9 +100,11 @@ class Oracle:
         layer_rules: Mapping[str, Rule] | None = None,
         signal: str = "bp",
         feedback: Mapping[str, Tensor] | None = None,
+        exclude: Sequence[str] = (),
     ) -> None:
+        """``exclude`` names synapses whose weights get their plain same-step gradient."""
         self.net, self.rule, self.layer_rules = net, rule, dict(layer_rules or {})
-        self.signal, self.feedback = signal, dict(feedback or {})
+        self.signal, self.feedback, self.exclude = signal, dict(feedback or {}), tuple(exclude)
         self.raw = {name: value.detach().double().requires_grad_() for name, value in net.params.items()}
         self.chained = {w: compute(*[self.raw[n] for n in names]) for w, (compute, names) in net.computed.items()}
         # what the network computes with: the parameters, and leaves in place of the computed weights
@@ -127,7 +129,7 @@ class Oracle:
 
     def synapses_of(self, node: Node) -> list[str]:
         reached = [] if node.kind in ("LIFRecurrentCell", "LILinearCell") else self.net.synapses_before(node)
-        return reached + self.own_synapses(node)
+        return [synapse for synapse in reached + self.own_synapses(node) if synapse not in self.exclude]
 
     def weight_name(self, synapse: str) -> str:
         owner, _, part = synapse.partition(".")
