@@ -120,17 +120,17 @@ def test_an_error_in_the_block_detaches_too(kind):
 
 
 def failing(kind: type, place: str) -> nn.Module:
-    """A network of which one module raises while its ``fails`` is set."""
+    """A network of which one module raises what its ``error`` is set to."""
     net = build(kind)
     module = net.get_submodule(place)
     forward = type(module).forward
 
     class Failing(type(module)):  # type: ignore[misc]
-        fails = False
+        error: type[BaseException] | None = None
 
         def forward(self, *args: Any, **kwargs: Any) -> Any:
-            if self.fails:
-                raise ZeroDivisionError
+            if self.error is not None:
+                raise self.error
             return forward(self, *args, **kwargs)
 
     module.__class__ = Failing
@@ -139,20 +139,21 @@ def failing(kind: type, place: str) -> nn.Module:
 
 @pytest.mark.parametrize("place", ["fc1", "lif1", "fc2", "lif2"])
 @pytest.mark.parametrize("kind", [Hidden, Explicit])
-def test_an_error_within_a_module_leaves_it_restorable_and_trainable(kind, place):
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_an_error_within_a_module_leaves_it_restorable_and_trainable(kind, place, error):
+    """After KeyboardInterrupt torch runs no hooks; the next call, reset() or detach() has to clean up."""
     net, original = failing(kind, place), failing(kind, place)
     before, weights = inside(net), copy.deepcopy(net.state_dict())
     learner = STLLRLearner(net, rule=RULE)
     run_steps(net, spikes(3), labels())
-    net.get_submodule(place).fails = True
-    with pytest.raises(ZeroDivisionError):
+    net.get_submodule(place).error = error
+    with pytest.raises(error):
         run_steps(net, spikes(3), labels())
-    assert all(parameter.requires_grad for parameter in net.parameters())
-    net.get_submodule(place).fails = False
-    del net.get_submodule(place).fails
+    del net.get_submodule(place).error
 
     # it trains as a fresh one does
     learner.reset()
+    assert all(parameter.requires_grad for parameter in net.parameters())
     net.zero_grad()
     run_steps(net, spikes(4), labels())
     with STLLRLearner(original, rule=RULE):
@@ -213,3 +214,19 @@ def test_a_detached_learner_refuses_to_work(call):
     arguments = {"online": (net.lif2, lambda *outputs: None), "two_pass": (net.lif2, lambda out: out, lambda: None)}
     with pytest.raises(NotAttachedError, match="detached from its model; build a new STLLRLearner"):
         getattr(learner, call)(*arguments.get(call, ()))
+
+
+@pytest.mark.parametrize("place", ["fc1", "lif1", "fc2", "lif2", "cell"])
+def test_detach_after_an_interrupt_gives_everything_back(place):
+    kind = STEPPING["norse-recurrent"] if place == "cell" else Explicit
+    net, original = failing(kind, place), failing(kind, place)
+    before, weights = inside(net), copy.deepcopy(net.state_dict())
+    learner = STLLRLearner(net, rule=RULE)
+    net.get_submodule(place).error = KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        run_steps(net, spikes(3), labels())
+    del net.get_submodule(place).error
+    learner.detach()
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    assert_restored(net, before, weights, original)
+    assert not torch.overrides._get_current_function_mode_stack()

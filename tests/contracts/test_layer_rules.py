@@ -159,13 +159,14 @@ def test_a_frozen_layer_gets_no_gradient_and_costs_no_trace(when):
 def test_a_frozen_layer_in_the_middle_passes_the_signal_on():
     net = build(Deep)
     net.fc2.requires_grad_(False)
-    STLLRLearner(net, rule=RULE)
+    learner = STLLRLearner(net, rule=RULE)
     run_steps(net, spikes(T), labels())
     expected = trained_gradients(Deep, spikes(T), labels())
     assert_same(
         {n: gradients(net)[n] for n in ("fc1.weight", "fc1.bias")}, {n: expected[n] for n in ("fc1.weight", "fc1.bias")}
     )
     assert net.fc2.weight.grad is None
+    assert set(learner.traces()) == {"fc1->lif1", "fc3->lif3"}
 
 
 @pytest.mark.parametrize("kind", STEPPING.values(), ids=STEPPING)
