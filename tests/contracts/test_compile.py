@@ -69,7 +69,7 @@ def train(kind: Any, backend: str | None, way: str = "b", **options: Any) -> dic
     return found
 
 
-QUICK = {("snntorch-explicit-recurrent", "a"), ("norse-cells", "b"), ("convolutional", "b")}
+QUICK = {("norse-cells", "a"), ("convolutional", "b")}
 EACH = pytest.mark.parametrize(("name", "way"), [
     pytest.param(name, way, marks=() if (name, way) in QUICK else pytest.mark.slow) for name in KINDS for way in "ab"
 ])  # fmt: skip

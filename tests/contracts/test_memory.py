@@ -89,7 +89,7 @@ def test_direct_feedback_needs_the_same_memory_for_any_length():
     assert measure(way_b(net), LONG) == short
 
 
-@ALL
+@pytest.mark.parametrize("kind", [Explicit, STEPPING["norse-recurrent"], LinearReadout])
 def test_online_needs_the_same_memory_for_any_length_but_for_the_outputs(kind):
     net, y = build(kind), labels()
     looping = Looping(net)

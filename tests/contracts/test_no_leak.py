@@ -10,7 +10,7 @@ from torch import nn
 
 from stllr_plugin import STLLRLearner
 from tests.contracts.meter import new_tensors
-from tests.contracts.networks import RULE, STEPPING, adam, build, labels, run_steps, spikes
+from tests.contracts.networks import RULE, STEPPING, Deep, adam, build, labels, run_steps, spikes
 
 ALL = pytest.mark.parametrize("kind", STEPPING.values(), ids=STEPPING)
 
@@ -24,8 +24,9 @@ def hooks_of(net: nn.Module) -> int:
     )
 
 
-@ALL
-@pytest.mark.parametrize("signal", ["bp", "dfa"])
+@pytest.mark.parametrize(("kind", "signal"), [
+    *((kind, "bp") for kind in STEPPING.values()), (Deep, "dfa"),
+], ids=[*STEPPING, "direct-feedback"])  # fmt: skip
 def test_fifty_cycles_leave_no_learner_no_hook_and_no_tensor(kind, signal):
     net, x, y = build(kind), spikes(2), labels()
     optimizer = adam(net)

@@ -61,6 +61,7 @@ SNNTORCH: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:Inhibition is an unstable feature:UserWarning")
 @pytest.mark.parametrize("case", SNNTORCH)
 def test_snntorch_neurons_without_a_form_of_the_rule(case):
     make, found, remedy = SNNTORCH[case]
@@ -274,6 +275,7 @@ def test_a_rule_that_is_none(rule):
         STLLRLearner(build(Hidden), rule=rule)
 
 
+@pytest.mark.filterwarnings("ignore:Inhibition is an unstable feature:UserWarning")
 def test_all_problems_are_reported_at_once():
     net = nn.Sequential(
         nn.LSTM(4, 4), snn.Alpha(0.9, 0.8), norse.LSNNCell(), nn.LazyLinear(4), snn.Leaky(0.9, inhibition=True)

@@ -56,7 +56,9 @@ def test_what_is_done_to_one_leaves_the_other_bit_for_bit(kind, act):
 
 
 @pytest.mark.parametrize(
-    ("kind", "neighbour"), product(STEPPING.values(), repeat=2), ids=map("+".join, product(STEPPING, repeat=2))
+    ("kind", "neighbour"),
+    list(product(STEPPING.values(), repeat=2)),
+    ids=["+".join(names) for names in product(STEPPING, repeat=2)],
 )
 def test_interleaved_training_equals_training_alone(kind, neighbour):
     one, other = build(kind), build(neighbour, seed=1)
