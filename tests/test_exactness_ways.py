@@ -14,7 +14,7 @@ from tests.cases.drive import assert_equal, attach, gradients, measure, referenc
 from tests.cases.modules import CaseNet, as_sequential, as_sequential_state
 from tests.cases.neurons import neuron_case, readout_case
 from tests.cases.rules import RULES
-from tests.cases.structures import STRUCTURES, structure_case
+from tests.cases.structures import STRUCTURES, UNDETACHED, structure_case
 from tests.oracles.stllr import Oracle, Rule
 
 pytest.importorskip("snntorch")
@@ -88,7 +88,7 @@ def test_only_some_steps_have_a_loss(name: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ lengths
-MIXES_SAMPLES = ("batch_norm1d", "batch_norm2d", "batch_norm_spikes", "norm_pool_scale")
+MIXES_SAMPLES = ("batch_norm1d", "batch_norm2d", "batch_norm_spikes", "norm_pool_scale", "norm_on_spikes")
 LENGTHS = [n for n in cases_but("norm_after_readout") if n not in MIXES_SAMPLES]
 
 
@@ -363,3 +363,14 @@ def test_an_excluded_synapse_gets_its_plain_gradient(excluded: str) -> None:
         with attach(model, rule, exclude=excluded):
             run_steps(model, case.xs, case.loss, way)
         assert max(relative_errors(gradients(model), expected.grads).values()) <= 1e-9, way
+
+
+# ------------------------------------------------------------------------------------------------ the user's recurrence
+@pytest.mark.xfail(strict=True, reason="what a user carries to the next step without detaching it is not cut off")
+@pytest.mark.parametrize("way", ["a", "b"])
+@pytest.mark.parametrize("name", UNDETACHED)
+def test_nothing_flows_through_a_recurrence_of_the_users_own(name: str, way: str) -> None:
+    """``cur = fc(x) + rec(spikes)`` with the spikes of the step before: the rule with x[t] = y[t-1], and no more."""
+    case = structure_case(name)
+    for rule in ("default", "own_all"):
+        assert_equal(measure(case, RULES[rule], way=way), reference(case, RULES[rule]), 1e-9, f"{name} {rule}")

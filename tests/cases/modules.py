@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from tests.cases.surrogates import exact_spike_grad, snntorch_spike_grad
+from tests.oracles.between import combine
 from tests.oracles.spec import NORSE_READOUT, NORSE_SPIKING, SNNTORCH, Net, Node
 
 CONV_OPTIONS = ("stride", "padding", "dilation", "groups", "padding_mode", "output_padding")
@@ -150,6 +151,8 @@ def _between(node: Node, net: Net) -> nn.Module:
         return Scale(node.options["factor"])
     if node.kind == "Upsample":
         return nn.Upsample(scale_factor=node.options["factor"])
+    if node.kind in ("Product", "Concat"):
+        return nn.Identity()
     return {"Tanh": nn.Tanh, "Flatten": nn.Flatten, "MeanHW": MeanHW}[node.kind]()
 
 
@@ -187,9 +190,7 @@ class CaseNet(nn.Module):
         state, new_state = state or {}, {}
         values = {"x": x}
         for node in self.net.nodes:
-            value = values[node.inputs[0]]
-            for name in node.inputs[1:]:
-                value = value + values[name]
+            value = self._incoming(node, values, state)
             module = getattr(self, node.options.get("shares", node.name))
             if not node.is_neuron:
                 values[node.name] = module(value)
@@ -200,8 +201,20 @@ class CaseNet(nn.Module):
                 out, new_state[node.name] = module(value, state.get(node.name))
                 mem = new_state[node.name].v
             values[node.name], values[f"{node.name}.mem"] = out, mem
+        new_state |= {f"{name}@before": values[name] for name in self.net.shared_from_before()}
         self.values = {k: v.detach() for k, v in values.items() if v is not None}
         return {name: values[name] for name in self.net.outputs}, new_state
+
+    def _incoming(self, node: Node, values: dict[str, Tensor], state: dict[str, Any]) -> Tensor:
+        inputs = []
+        for name in node.inputs:
+            if not name.endswith("@before"):
+                inputs.append(values[name])
+            elif name in state:
+                inputs.append(state[name])
+            else:
+                inputs.append(values["x"].new_zeros(len(values["x"]), *node.options["start"]))
+        return combine(node, inputs)
 
     def _call_snntorch(self, node: Node, module: nn.Module, current: Tensor, state: Any) -> tuple[Tensor, Any, Tensor]:
         if self.hidden:

@@ -30,7 +30,7 @@ def structure(build: Build) -> Build:
 @cache
 def structure_case(name: str) -> Case:
     def build(seed: int) -> Case:
-        nodes, params, outputs, xs = STRUCTURES[name](generator(seed))
+        nodes, params, outputs, xs = (STRUCTURES | UNDETACHED)[name](generator(seed))
         return Case(f"structure:{name}", Net(tuple(nodes), params, outputs), xs)
 
     return settle(build)
@@ -193,6 +193,66 @@ def readout_chain(rng: torch.Generator) -> Parts:
     nodes = [linear("fc1", "x"), leaky("lif1", "fc1"), linear("out1", "lif1"), Node("tanh", "Tanh", ("out1",))]
     nodes += [linear("out2", "tanh")]
     return nodes, params, ("out2",), spike_input((5, 2, 3), rng)
+
+
+@structure
+def encoder(rng: torch.Generator) -> Parts:
+    """A neuron that no synapse feeds, with a leak and a threshold to learn."""
+    params = dense(rng, ("fc1", 4, 3), ("fc2", 3, 4))
+    params |= {"lif0.beta": torch.tensor([0.5, 0.75, 0.875]).double(), "lif0.threshold": torch.tensor(0.75).double()}
+    nodes = [leaky("lif0", "x"), linear("fc1", "lif0"), leaky("lif1", "fc1"), linear("fc2", "lif1")]
+    return [*nodes, leaky("lif2", "fc2", **NOW)], params, ("lif2", "lif2.mem"), spike_input((5, 2, 3), rng)
+
+
+@structure
+def norm_on_input(rng: torch.Generator) -> Parts:
+    params = {**norm(rng, "gn", 4), **dense(rng, ("fc1", 4, 4), ("fc2", 3, 4))}
+    nodes = [Node("gn", "GroupNorm", ("x",), {"groups": 1}), linear("fc1", "gn"), leaky("lif1", "fc1")]
+    xs = exact(torch.randn((5, 2, 4), generator=rng, dtype=torch.float64))
+    return [*nodes, linear("fc2", "lif1"), leaky("lif2", "fc2")], params, ("lif2",), xs
+
+
+@structure
+def norm_on_spikes(rng: torch.Generator) -> Parts:
+    params = {**norm(rng, "bn", 4), **dense(rng, ("fc1", 4, 3), ("fc2", 3, 4))}
+    nodes = [linear("fc1", "x"), leaky("lif1", "fc1"), Node("bn", "BatchNorm1d", ("lif1",)), linear("fc2", "bn")]
+    return [*nodes, leaky("lif2", "fc2")], params, ("lif2",), spike_input((5, 4, 3), rng)
+
+
+@structure
+def gated_current(rng: torch.Generator) -> Parts:
+    """du/do of each synapse is the output of the other."""
+    params = dense(rng, ("fc1", 4, 3), ("gate", 4, 3), ("fc2", 3, 4))
+    nodes = [linear("fc1", "x"), linear("gate", "x"), Node("product", "Product", ("fc1", "gate"))]
+    nodes += [leaky("lif1", "product"), linear("fc2", "lif1"), leaky("lif2", "fc2")]
+    return nodes, params, ("lif2",), spike_input((5, 2, 3), rng)
+
+
+@structure
+def concatenated(rng: torch.Generator) -> Parts:
+    """Currents and spikes of two branches side by side."""
+    params = dense(rng, ("a", 2, 3), ("b", 2, 3), ("fc2", 3, 6), ("skip", 2, 3))
+    nodes = [linear("a", "x"), linear("b", "x"), Node("currents", "Concat", ("a", "b")), leaky("lif1", "currents")]
+    nodes += [linear("skip", "x"), leaky("lif1b", "skip", **NOW), Node("spikes", "Concat", ("lif1", "lif1b"))]
+    return [*nodes, linear("fc2", "spikes"), leaky("lif2", "fc2")], params, ("lif2",), spike_input((5, 2, 3), rng)
+
+
+def own_recurrence(rng: torch.Generator) -> Parts:
+    """A recurrence that the user wrote: cur = fc(x) + rec(spikes of the step before)."""
+    params = dense(rng, ("fc1", 4, 3), ("rec", 4, 4), ("fc2", 3, 4))
+    nodes = [linear("fc1", "x"), linear("rec", "lif1@before", start=(4,)), leaky("lif1", "fc1", "rec")]
+    return [*nodes, linear("fc2", "lif1"), leaky("lif2", "fc2")], params, ("lif2",), spike_input((5, 2, 3), rng)
+
+
+def feedback_from_above(rng: torch.Generator) -> Parts:
+    """The upper layer's spikes of the step before feed the lower layer."""
+    params = dense(rng, ("fc1", 4, 3), ("down", 4, 3), ("fc2", 3, 4))
+    nodes = [linear("fc1", "x"), linear("down", "lif2@before", start=(3,)), leaky("lif1", "fc1", "down")]
+    return [*nodes, linear("fc2", "lif1"), leaky("lif2", "fc2")], params, ("lif2",), spike_input((5, 2, 3), rng)
+
+
+# spikes of the step before, handed on by the user without detaching them
+UNDETACHED: dict[str, Build] = {build.__name__: build for build in (own_recurrence, feedback_from_above)}
 
 
 @structure

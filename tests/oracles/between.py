@@ -9,6 +9,16 @@ from torch.nn import functional as F
 from tests.oracles.spec import Node
 
 
+def combine(node: Node, inputs: list[Tensor]) -> Tensor:
+    """What a module receives if it has several inputs."""
+    if node.kind == "Concat":
+        return torch.cat(inputs, 1)
+    combined = inputs[0]
+    for other in inputs[1:]:
+        combined = combined * other if node.kind == "Product" else combined + other
+    return combined
+
+
 def apply_between(node: Node, x: Tensor, params: dict[str, Tensor]) -> Tensor:
     options = node.options
     if node.kind.startswith("BatchNorm"):
@@ -25,6 +35,8 @@ def apply_between(node: Node, x: Tensor, params: dict[str, Tensor]) -> Tensor:
         return F.max_pool2d(x, options["size"])
     if node.kind == "Scale":
         return options["factor"] * x
+    if node.kind in ("Product", "Concat"):
+        return x
     if node.kind == "Tanh":
         return torch.tanh(x)
     if node.kind == "Upsample":

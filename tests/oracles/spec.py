@@ -27,8 +27,9 @@ SYNAPSES = (
 class Node:
     """One module: a synapse, a neuron or something stateless in between.
 
-    ``inputs`` names earlier nodes; ``"x"`` is the input of the network and ``"lif.mem"`` the returned membrane of the
-    neuron ``lif``. Several inputs of a neuron are summed.
+    ``inputs`` names earlier nodes; ``"x"`` is the input of the network, ``"lif.mem"`` the returned membrane of the
+    neuron ``lif`` and ``"lif@before"`` its spikes at the step before (at first zeros of shape ``options["start"]``).
+    Several inputs of a module are summed, except those of Product and Concat.
     """
 
     name: str
@@ -66,13 +67,17 @@ class Net:
         todo = list(neuron.inputs)
         while todo:
             name = todo.pop().removesuffix(".mem")
-            if name == "x" or self.node(name).is_neuron:
+            if name == "x" or name.endswith("@before") or self.node(name).is_neuron:
                 continue
             node = self.node(name)
             if node.is_synapse:
                 found.add(name)
             todo += node.inputs
         return [node.name for node in self.nodes if node.name in found]
+
+    def shared_from_before(self) -> set[str]:
+        """Nodes whose output is an input of the next step."""
+        return {name.removesuffix("@before") for node in self.nodes for name in node.inputs if name.endswith("@before")}
 
     def with_params(self, **changes: torch.Tensor) -> Net:
         return replace(self, params={**self.params, **changes})

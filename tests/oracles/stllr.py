@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from tests.oracles import functions, neurons
-from tests.oracles.between import apply_between
+from tests.oracles.between import apply_between, combine
 from tests.oracles.spec import Net, Node
 from tests.oracles.synapses import add_bias, apply_synapse, weight_jacobian
 
@@ -112,6 +112,7 @@ class Oracle:
         self.params |= {name: value.detach().requires_grad_() for name, value in self.chained.items()}
         self.edges: dict[tuple[str, str], _Edge] = {}
         self.state: dict[str, neurons.State] = {}
+        self.before: dict[str, Tensor] = {}  # outputs of the step before, for those who ask for them
         self.grads = {name: torch.zeros_like(value) for name, value in self.params.items()}
 
     # ---------------------------------------------------------------- description
@@ -166,9 +167,7 @@ class Oracle:
     def forward(self, x: Tensor, *, local: bool) -> _Pass:
         step = _Pass(values={"x": x})
         for node in self.net.nodes:
-            incoming = step.values[node.inputs[0]]
-            for name in node.inputs[1:]:
-                incoming = incoming + step.values[name]
+            incoming = combine(node, [self._value(step, node, name) for name in node.inputs])
             if node.is_synapse:
                 step.values[node.name] = add_bias(node, self._synapse(step, node.name, incoming), self._bias(node))
             elif node.is_neuron:
@@ -176,6 +175,14 @@ class Oracle:
             else:
                 step.values[node.name] = apply_between(node, incoming, self.params)
         return step
+
+    def _value(self, step: _Pass, node: Node, name: str) -> Tensor:
+        if not name.endswith("@before"):
+            return step.values[name]
+        before = self.before.get(name.removesuffix("@before"))
+        if before is None:
+            before = torch.zeros(step.values["x"].shape[0], *node.options["start"], dtype=torch.float64)
+        return before
 
     def _neuron(self, step: _Pass, node: Node, incoming: Tensor, *, local: bool) -> None:
         neuron = neurons.look_up(self.net, node, self.params)
@@ -224,6 +231,7 @@ class Oracle:
                 if flags.any():
                     total += self._accumulate(self.forward(x, local=False), local, loss, t, flags)
                 self._advance_post(local)
+            self.before = {name: local.values[name].detach() for name in self.net.shared_from_before()}
             self.state = {n: {k: s.detach() for k, s in state.items()} for n, state in local.state.items()}
             for name in self.net.outputs:
                 record[name].append(local.values[name].detach())
@@ -242,7 +250,7 @@ class Oracle:
     def reset(self, mask: Tensor | None = None) -> None:
         """A new sequence, for all samples or for those in ``mask`` [B]."""
         if mask is None:
-            self.edges, self.state = {}, {}
+            self.edges, self.state, self.before = {}, {}, {}
             return
         for edge in self.edges.values():
             for name in ("pre", "post"):
