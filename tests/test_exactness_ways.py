@@ -13,6 +13,7 @@ from tests.cases.case import Case
 from tests.cases.drive import assert_equal, attach, gradients, measure, reference, relative_errors, run_steps
 from tests.cases.modules import CaseNet, as_sequential, as_sequential_state
 from tests.cases.neurons import neuron_case, readout_case
+from tests.cases.plain import run_detached
 from tests.cases.rules import RULES
 from tests.cases.structures import STRUCTURES, UNDETACHED, structure_case
 from tests.oracles.stllr import Oracle, Rule
@@ -374,3 +375,22 @@ def test_nothing_flows_through_a_recurrence_of_the_users_own(name: str, way: str
     case = structure_case(name)
     for rule in ("default", "own_all"):
         assert_equal(measure(case, RULES[rule], way=way), reference(case, RULES[rule]), 1e-9, f"{name} {rule}")
+
+
+def test_supervise_last_of_more_steps_than_there_are() -> None:
+    case, rule = neuron_case("Leaky-zero-now", "both"), RULES["paper"]
+    for told in (True, False):
+        found = measure(case, rule, way="a", supervise_last=100, tell_num_steps=told)
+        assert_equal(found, reference(case, rule), 1e-9)
+
+
+@pytest.mark.parametrize("name", ["batch_norm2d", "norm_on_spikes"])
+def test_what_a_forward_pass_leaves_behind_is_the_same(name: str) -> None:
+    """Running statistics of batch norm are updated once per step, with the learner and without."""
+    case = structure_case(name)
+    attached, plain = CaseNet(case.net), CaseNet(case.net)
+    with attach(attached, RULES["default"]):
+        run_steps(attached, case.xs, case.loss)
+    run_detached(plain, case.xs, case.loss)
+    for key, value in plain.state_dict().items():
+        assert torch.equal(attached.state_dict()[key], value), key
