@@ -156,6 +156,8 @@ def _discover(model: nn.Module, exclude: tuple[str, ...], plan: Plan, problems: 
 def _check_attached(model: nn.Module, problems: list[str]) -> None:
     for name, module in model.named_modules():
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            if not getattr(hook, "name", None):
+                continue  # a hook of others, or ours on the model as a whole: those on its parts say more
             if isinstance(hook, OrphanHook):
                 problems.append(
                     f"module {name!r} is part of a copy of an attached model; call stllr_plugin.remove_hooks(model) "

@@ -29,6 +29,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True, eq=False)
+class InputGate:
+    """Whether a learning signal may pass on to the input of a synapse call.
+
+    Attributes:
+        made_at: Time step of the neuron output that the input was made from.
+        closed: Set once that turns out to be an earlier step than the one at which the synapse ran.
+    """
+
+    made_at: int
+    closed: bool = False
+
+
+@dataclass(slots=True, eq=False)
 class SynapseCall:
     """One call of a synapse.
 
@@ -40,6 +53,7 @@ class SynapseCall:
         output_shape: Shape of its output.
         order: Number of the call; calls of one step are sorted by it.
         step: Time step at which it ran; only meaningful for readouts that no neuron consumes.
+        gate: What lets the learning signal on to the input, where the input may come from an earlier step.
         consumers: Neurons that it fed. If there is none, the weight gets its ordinary gradient.
     """
 
@@ -50,6 +64,7 @@ class SynapseCall:
     order: int
     output_shape: torch.Size | None = None
     step: int = 0
+    gate: InputGate | None = None
     consumers: set[str] = field(default_factory=set)
 
     @property
@@ -126,6 +141,7 @@ class StepRecord:
         posts: Post-factor per rule.
         psi_carries: psi(v[t]) if psi carries the learning signal to the layer below, None if the neuron's own surrogate
             does.
+        used: Whether a backward pass has come by.
     """
 
     step: int
@@ -136,6 +152,7 @@ class StepRecord:
     inputs: list[SynapticInput]
     posts: dict[STLLRRule, PostFactor]
     psi_carries: Tensor | None
+    used: bool = False
 
     def spike_gradients(self, delta: Tensor) -> list[Tensor | None]:
         """``sum_b delta_i e_ij`` for every input's weight, with e_ij of the input's rule."""
@@ -227,6 +244,7 @@ class SpikeGraft(Function):
     def backward(ctx: Any, delta: Tensor | None) -> tuple[Tensor | None, ...]:
         """Turns delta = dL/dy into the gradients of y or v (to carry on) and of the weights."""
         record: StepRecord = ctx.record
+        record.used = True
         nothing = (None,) * len(ctx.needs_input_grad)
         if delta is None:
             return nothing
@@ -259,6 +277,7 @@ class StateGraft(Function):
     def backward(ctx: Any, *deltas: Tensor | None) -> tuple[Tensor | None, ...]:
         """Turns dL/d(state) into the gradients of the states (to carry on) and of the weights."""
         record: StepRecord = ctx.record
+        record.used = True
         masked = [None if delta is None else record.supervision.mask(delta, record.step) for delta in deltas]
         if all(delta is None for delta in masked):
             return (None,) * len(ctx.needs_input_grad)
@@ -288,7 +307,7 @@ class Boundary(Function):
         return grad
 
 
-def find_calls(root: Node, output_shape: torch.Size) -> list[tuple[Node, SynapseCall, bool]]:
+def find_calls(root: Node, output_shape: torch.Size) -> tuple[list[tuple[Node, SynapseCall, bool]], set[int]]:
     """Walks the graph of one step from the membrane back to the synapse calls that feed it.
 
     Args:
@@ -298,9 +317,10 @@ def find_calls(root: Node, output_shape: torch.Size) -> list[tuple[Node, Synapse
     Returns:
         For each tag that was reached: its node, its call, and whether the membrane depends on it through additions
         alone (so that du/d(output) is the identity). The walk goes on behind a synapse, for layers without a neuron in
-        between; it ends at the outputs of other neurons.
+        between; it ends at the outputs of other neurons. Second, the time steps of those outputs.
     """
     found: list[tuple[Node, SynapseCall, bool]] = []
+    steps: set[int] = set()
     seen: set[Node] = set()
     tangled = False
     stack: list[tuple[Node, bool]] = [(root, True)]
@@ -315,6 +335,9 @@ def find_calls(root: Node, output_shape: torch.Size) -> list[tuple[Node, Synapse
             found.append((node, call, identity and call.output_shape == output_shape))
             identity = False  # a synapse behind this one reaches the membrane through its weight
         if getattr(node, "stllr_boundary", False):
+            record = getattr(node, "record", None)
+            if record is not None:
+                steps.add(record.step)
             continue
         name = node.name()
         for position, (following, _) in enumerate(node.next_functions):
@@ -327,4 +350,39 @@ def find_calls(root: Node, output_shape: torch.Size) -> list[tuple[Node, Synapse
     if tangled:
         found = [(node, call, False) for node, call, _ in found]
     found.sort(key=lambda item: item[1].order)
-    return found
+    return found, steps
+
+
+class GatedInput(Function):
+    """Identity on a synapse's input; stops the learning signal where the gate is closed."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: InputGate, x: Tensor) -> Tensor:
+        """Returns the input, under a new tensor."""
+        ctx.stllr_boundary = True
+        ctx.gate = gate
+        return x.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None]:
+        """See the class."""
+        return None, None if ctx.gate.closed else grad
+
+
+def records_behind(root: Node) -> list[StepRecord]:
+    """The steps of neurons whose outputs a tensor with this graph node was made from."""
+    records: list[StepRecord] = []
+    seen: set[Node] = set()
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if getattr(node, "stllr_boundary", False):
+            record = getattr(node, "record", None)
+            if record is not None:
+                records.append(record)
+            continue
+        stack.extend(following for following, _ in node.next_functions if following is not None)
+    return records

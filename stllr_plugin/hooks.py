@@ -105,7 +105,7 @@ def remove_hooks(model: nn.Module) -> int:
                     ):
                         flags.pop(key, None)
                     removed += 1
-                elif isinstance(hook, Hook):
+                elif isinstance(hook, Hook) and hook.name:
                     raise NotAttachedError(f"Module {name!r} is attached to an STLLRLearner; use learner.detach().")
     return removed
 

@@ -26,7 +26,7 @@ from stllr_plugin.nn import SequenceDropout
 from stllr_plugin.report import Edge, Report
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.signals import DirectFeedback, Feedback, LearningSignal
-from stllr_plugin.sites import ExclusionHook, LiftGuard, ModuleSite, NeuronSite, OwnWeightSite, SynapseSite
+from stllr_plugin.sites import ExclusionHook, LiftGuard, ModelSite, ModuleSite, NeuronSite, OwnWeightSite, SynapseSite
 from stllr_plugin.streaming import OnlineRun, run_online, run_two_pass
 from stllr_plugin.supervision import Supervision
 from stllr_plugin.traces import EdgeTraces, NeuronTraces
@@ -148,6 +148,7 @@ class STLLRLearner(OptimizerFacade):
         for name, module in plan.excluded:
             self._handles.append(module.register_forward_hook(ExclusionHook(self, name)))
         self._handles += self.signal.attach()
+        self._handles += ModelSite(self, self.model).attach()
         self._ignored_before = self._keep_ddp_off_states()
         self._attached = True
 

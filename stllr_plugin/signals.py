@@ -34,6 +34,10 @@ class LearningSignal:
         """Called with each neuron's grafted spikes; returns what the layers above see."""
         return spikes
 
+    def reaches(self, site: NeuronSite) -> bool:
+        """Whether the signal comes to this neuron directly, so that nothing may reach it through other layers."""
+        return False
+
     def attach(self) -> list[Any]:
         """Registers what the signal needs; returns handles."""
         return []
@@ -125,10 +129,14 @@ class DirectFeedback(LearningSignal):
 
     def hidden(self, site: NeuronSite, spikes: Tensor) -> Tensor:
         """Keeps the grafted spikes for the error of this step; the layers above see them cut off."""
-        if site.name not in self.feedback.names:
+        if not self.reaches(site):
             return spikes
         self._waiting[site.name] = (spikes, self.learner.supervision.clock)
         return spikes.detach()
+
+    def reaches(self, site: NeuronSite) -> bool:
+        """True for hidden neurons."""
+        return site.name in self.feedback.names
 
     def attach(self) -> list[Any]:
         """Hooks the output module, after the hooks of synapses and neurons."""

@@ -24,12 +24,14 @@ class Supervision:
         num_steps: Length of the sequence, if known.
         lengths: Length of each sample, int64 [B], if they differ.
         clock: Index of the step that runs or ran last; -1 before the first.
+        steps_run: Number of steps begun since the learner was attached.
     """
 
     last: int | None = None
     num_steps: int | None = None
     lengths: Tensor | None = None
     clock: int = -1
+    steps_run: int = 0
     _first: int = 0
 
     def begin(self, num_steps: int | None, lengths: Tensor | None) -> None:
@@ -48,6 +50,12 @@ class Supervision:
         self.num_steps, self.lengths, self.clock = num_steps, lengths, -1
         shortest = num_steps if lengths is None else int(lengths.min())
         self._first = 0 if self.last is None or shortest is None else max(0, shortest - self.last)
+
+    def enter(self, step: int) -> None:
+        """Moves the clock to the step that a neuron runs now; the first neuron of a step begins it."""
+        if step != self.clock:
+            self.clock = step
+            self.steps_run += 1
 
     def needs_graph(self, step: int) -> bool:
         """Whether any sample is supervised at this step, as far as can be known while it runs."""

@@ -35,15 +35,6 @@ CASES = {
 HIDDEN = ("Leaky-hidden-now", "RLeaky-hidden", "Synaptic-hidden", "RSynaptic-hidden", "Lapicque-hidden")
 
 
-# Parameters behind the last synapse: nothing of the learner's lies between them and the loss, so they also learn from
-# whatever else the caller's loss contains.
-BEHIND = pytest.mark.xfail(strict=True, reason="parameters behind the last synapse see the whole loss of the caller")
-
-
-def cases_but(*marked: str) -> list[Any]:
-    return [pytest.param(name, marks=BEHIND) if name in marked else name for name in CASES]
-
-
 def last(case: Case, count: int) -> list[bool]:
     return [t >= len(case.xs) - count for t in range(len(case.xs))]
 
@@ -55,7 +46,7 @@ def check_supervise_last(name: str, way: str, tell_num_steps: bool = True) -> No
 
 
 @pytest.mark.parametrize("tell_num_steps", [True, False], ids=["told", "not told"])
-@pytest.mark.parametrize("name", cases_but("norm_after_readout"))
+@pytest.mark.parametrize("name", CASES)
 def test_supervise_last_with_one_backward(name: str, tell_num_steps: bool) -> None:
     """The loss contains every step; those that are not supervised teach nothing."""
     check_supervise_last(name, "a", tell_num_steps)
@@ -90,7 +81,7 @@ def test_only_some_steps_have_a_loss(name: str) -> None:
 
 # ------------------------------------------------------------------------------------------------ lengths
 MIXES_SAMPLES = ("batch_norm1d", "batch_norm2d", "batch_norm_spikes", "norm_pool_scale", "norm_on_spikes")
-LENGTHS = [n for n in cases_but("norm_after_readout") if n not in MIXES_SAMPLES]
+LENGTHS = [n for n in CASES if n not in MIXES_SAMPLES]
 
 
 @pytest.mark.parametrize("supervise_last", [None, 2])
@@ -367,7 +358,6 @@ def test_an_excluded_synapse_gets_its_plain_gradient(excluded: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ the user's recurrence
-@pytest.mark.xfail(strict=True, reason="what a user carries to the next step without detaching it is not cut off")
 @pytest.mark.parametrize("way", ["a", "b"])
 @pytest.mark.parametrize("name", UNDETACHED)
 def test_nothing_flows_through_a_recurrence_of_the_users_own(name: str, way: str) -> None:

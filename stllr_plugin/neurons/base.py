@@ -144,7 +144,7 @@ def _same(value: Any) -> Any:
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Applies a function to every tensor of nested tuples, named tuples and lists; other values pass through."""
+    """Applies a function to every tensor of nested tuples, named tuples, lists and dicts; other values pass through."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, tuple):
@@ -152,6 +152,8 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
     if isinstance(value, list):
         return [map_tensors(item, change) for item in value]
+    if type(value) is dict:
+        return {key: map_tensors(item, change) for key, item in value.items()}
     return value
 
 

@@ -2,7 +2,8 @@
 
 from stllr_plugin.sites.excluded import ExclusionHook
 from stllr_plugin.sites.lift import LiftGuard
+from stllr_plugin.sites.model import ModelSite
 from stllr_plugin.sites.neuron import NeuronSite
 from stllr_plugin.sites.synapse import ModuleSite, OwnWeightSite, SynapseSite
 
-__all__ = ["ExclusionHook", "LiftGuard", "ModuleSite", "NeuronSite", "OwnWeightSite", "SynapseSite"]
+__all__ = ["ExclusionHook", "LiftGuard", "ModelSite", "ModuleSite", "NeuronSite", "OwnWeightSite", "SynapseSite"]

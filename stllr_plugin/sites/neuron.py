@@ -77,6 +77,7 @@ class NeuronSite:
 
     def detach(self) -> None:
         """Takes the tap out and cuts states that the module keeps off the graph."""
+        self._recover()
         self.tap.uninstall()
         for name in self.adapter.state_buffers(self.module):
             buffer = self.module._buffers.get(name)
@@ -148,7 +149,7 @@ class NeuronSite:
         learner, supervision = self.learner, self.learner.supervision
         membrane = step.membrane
         assert membrane is not None
-        calls = find_calls(membrane.grad_fn, membrane.shape) if membrane.grad_fn is not None else []
+        calls, steps = find_calls(membrane.grad_fn, membrane.shape) if membrane.grad_fn is not None else ([], set())
         groups = _group(calls)
         traces = self._traces_for(tuple(groups))
         self._follow_sequence(traces, opened)
@@ -159,8 +160,14 @@ class NeuronSite:
                 f"num_steps={supervision.num_steps}. Call learner.reset() before a new sequence, or announce its "
                 "length with learner.reset(num_steps=...)."
             )
+        if any(step < index for step in steps):
+            raise StateError(
+                f"At step {index} neuron {self.name!r} receives what another neuron gave out at step {min(steps)}, "
+                "with its graph. Nothing may flow between time steps: detach what you carry over (spikes.detach()). If "
+                "it is not carried over, the neurons are at different steps: call learner.reset() before each sequence."
+            )
         traces.steps = index + 1
-        supervision.clock = index
+        supervision.enter(index)
         with_graph = supervision.needs_graph(index)
 
         inputs = []
@@ -171,7 +178,7 @@ class NeuronSite:
                 edge = traces.edges[key] = EdgeTraces(learner.edge_name(call.site.name, self.name, key[1]))
             rule = call.site.rule or self.rule
             for _, member, _ in members:
-                self._consume(member)
+                self._consume(member, index)
             trace = edge.advance(call.x, rule.lambda_pre)
             inputs.append(SynapticInput(call, [(node, identity) for node, _, identity in members], trace, rule))
 
@@ -197,7 +204,7 @@ class NeuronSite:
             self.sequences[key] = NeuronTraces()
         return self.sequences[key]
 
-    def _consume(self, call: SynapseCall) -> None:
+    def _consume(self, call: SynapseCall, step: int) -> None:
         if self.name in call.consumers:
             raise SequenceInputError(
                 f"One output of synapse {call.site.name!r} reaches neuron {self.name!r} at more than one time step. If "
@@ -205,6 +212,8 @@ class NeuronSite:
                 "between keeps a state from step to step, detach the state, or name the module in exclude=[...]."
             )
         call.consumers.add(self.name)
+        if call.gate is not None and call.gate.made_at < step:
+            call.gate.closed = True
 
     def _follow_sequence(self, traces: NeuronTraces, opened: _OpenStep) -> None:
         """Starts the traces afresh where a new sequence is evident; refuses a state that outlived a reset by step()."""
@@ -283,7 +292,9 @@ class NeuronSite:
             return tensor
 
         self.adapter.replace(self.module, output, collect)
-        if states:
+        if self.learner.signal.reaches(self):  # nothing else may flow into this neuron, through its states neither
+            new.update({key: tensor.detach() for key, tensor in states.items()})
+        elif states:
             kept = list(states.values())
             shared = record.membrane is not None
             record.states = [
@@ -316,6 +327,7 @@ class NeuronSite:
 
     def reset(self, mask: Tensor | None, ended_by_step: bool) -> None:
         """Resets traces and the states that the module keeps; with a mask [B], those samples only."""
+        self._recover()
         for traces in self.sequences.values():
             if mask is None:
                 traces.restart()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from stllr_plugin.errors import StateError
-from stllr_plugin.graft import SynapseCall, Tag
+from stllr_plugin.graft import GatedInput, InputGate, SynapseCall, Tag, records_behind
 from stllr_plugin.hooks import Hook, eager, refuse_recomputation
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.synapses import Synapse, linear_weight_gradient
@@ -32,28 +32,37 @@ class SynapseSite:
         self.name = name
         self.rule = rule
         self._is_readout = False  # known two steps after the first call
+        self._gate: InputGate | None = None
         self.begin()
 
     def begin(self) -> None:
         """Begins a sequence."""
+        self._gate = None
         self._first_call: SynapseCall | None = None
         self._first_clock: int | None = None
+
+    def step(self) -> int:
+        """Index of the time step that runs.
+
+        The clock shows the step of the last neuron that ran, which is the step before for a synapse that runs first.
+        """
+        clock = self.learner.supervision.clock
+        return clock + 1 if self._first_clock == -1 else clock
 
     def tag(self, x: Tensor, output: Tensor, weight: Tensor) -> Tensor:
         """Marks the output of one call; the output of a readout at a step that is not supervised leaves the graph."""
         learner = self.learner
-        clock = learner.supervision.clock
         first = self._first_clock is None
         if first:
-            self._first_clock = clock
-        # The clock shows the step of the last neuron that ran, which is the step before for a synapse that runs first.
-        step = clock + 1 if self._first_clock == -1 else clock
+            self._first_clock = learner.supervision.clock
+        step = self.step()
         if self._first_call is not None and (self._first_call.consumed or step >= self._first_call.step + 2):
             self._is_readout = not self._first_call.consumed  # that step has ended: no neuron will consume the call
             self._first_call = None
         if self._is_readout and not learner.supervision.needs_graph(step):
             return output.detach()
-        call = SynapseCall(self, x.detach(), x._version, weight, learner.next_order(), output.shape, step)
+        gate, self._gate = self._gate, None
+        call = SynapseCall(self, x.detach(), x._version, weight, learner.next_order(), output.shape, step, gate)
         if first:
             self._first_call = call
         return Tag.apply(call, output, weight)  # type: ignore[no-any-return]
@@ -105,7 +114,7 @@ class ModuleSite(SynapseSite):
         """Registers the hooks; returns their handles. Hooks of the user that change outputs run after ours."""
         after = _AfterSynapse(self)
         return [
-            self.module.register_forward_pre_hook(_BeforeSynapse(self)),
+            self.module.register_forward_pre_hook(_BeforeSynapse(self), with_kwargs=True),
             self.module.register_forward_hook(after, with_kwargs=True, always_call=True, prepend=True),
         ]
 
@@ -124,19 +133,45 @@ class ModuleSite(SynapseSite):
                 parameter.requires_grad_(True)
         self._open.clear()
 
-    def before(self) -> None:
-        """Takes the weight out of the graph for the call that follows."""
+    def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Takes the weight out of the graph for the call that follows; returns other arguments if need be."""
         self._recover()
         parameters = self.synapse.trainable(self.module) if self.learner.is_recording else []
         if not parameters:
             self._open.append(None)
-            return
+            return None
         refuse_recomputation(self.name)
         # A parametrized weight is computed here within the graph of its originals, which the gradient then flows on to.
         weight = getattr(self.module, self.synapse.weight_name)
         for parameter in parameters:
             parameter.requires_grad_(False)
         self._open.append((weight, parameters))
+        return self._without_past(args, kwargs)
+
+    def _without_past(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Cuts an input that comes from an earlier step (a recurrence of the user's own) off the graph."""
+        x = args[0] if args else kwargs[self.synapse.input_name]
+        if not isinstance(x, Tensor) or x.grad_fn is None:
+            return None
+        records = records_behind(x.grad_fn)
+        steps = {record.step for record in records}
+        clock = self.learner.supervision.clock
+        if not steps or (min(steps) == clock and self._first_clock != -1):
+            return None
+        if max(steps) < clock or all(record.used for record in records):
+            x = x.detach()
+        elif min(steps) < clock:
+            raise StateError(
+                f"The input of synapse {self.name!r} joins outputs of this time step with some of an earlier one that "
+                "still have their graph. Nothing may flow between time steps: detach what you carry over "
+                "(spikes.detach())."
+            )
+        else:  # a synapse that runs before the first neuron: only the neuron that it feeds can tell which step this is
+            self._gate = InputGate(min(steps))
+            x = GatedInput.apply(self._gate, x)
+        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, self.synapse.input_name: x})
 
     def after(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
         """Gives the weight back and marks the output; also runs when the forward pass raised."""
@@ -157,8 +192,8 @@ class _BeforeSynapse(Hook):
         self.site = site
 
     @eager
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self.site.before()
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.site.before(args, kwargs)
 
 
 class _AfterSynapse(Hook):
