@@ -3,9 +3,9 @@
     python benchmarks/nmnist_subset.py PATH/nmnist_small.npz
     python benchmarks/nmnist_subset.py PATH/nmnist_small.npz --seeds 0 1 2 3 4 --output table.md
 
-Every run is ``stllr fit --config configs/nmnist_subset.yaml`` with another algorithm and seed: the same network, data, number of
-epochs and optimizer. The weights that are tested are those of the epoch with the lowest loss on the validation samples. What
-comes out goes to docs/results.md. Without the file there is nothing to do.
+Every run is ``stllr fit --config configs/nmnist_subset.yaml`` with another algorithm and seed: the same network,
+data, number of epochs and optimizer. The weights that are tested are those of the epoch with the lowest loss on the
+validation samples. What comes out goes to docs/results.md. Without the file there is nothing to do.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ class Result:
 
 
 def options(algorithm: str, data: Path) -> list[str]:
-    rule = [] if algorithm == "stllr" else ["--model.rule=null"]  # the others bring their own
-    return ["--config", str(CONFIG), f"--data.path={data}", f"--model.algorithm={algorithm}", *rule, *QUIET]
+    return ["--config", str(CONFIG), f"--data.path={data}", f"--model.algorithm={algorithm}", *QUIET]
 
 
 def fit(algorithm: str, seed: int, data: Path, epochs: int | None, folder: str) -> tuple[float, float, int]:
@@ -58,37 +57,32 @@ def fit(algorithm: str, seed: int, data: Path, epochs: int | None, folder: str) 
 def prepare_batch(algorithm: str, data: Path, steps: int):
     """One training batch as a function; a sequence of one step runs before, so that first-use costs do not count."""
     quiet()
-    for number_of_steps in (1, steps):
-        cli = _one_batch(algorithm, data, number_of_steps, run=number_of_steps == 1)
-    return lambda: cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    warm_up, measured = build(algorithm, data, 1), build(algorithm, data, steps)
+    warm_up.trainer.fit(warm_up.model, datamodule=warm_up.datamodule)
+    measured.datamodule.setup()
+    return lambda: measured.trainer.fit(measured.model, datamodule=measured.datamodule)
 
 
-def _one_batch(algorithm: str, data: Path, steps: int, run: bool):
-    arguments = [*options(algorithm, data), f"--data.num_steps={steps}", "--trainer.fast_dev_run=1"]
-    arguments += ["--trainer.limit_val_batches=0", "--trainer.accelerator=cpu"]
-    cli = STLLRCLI(arguments, run=False)
-    if run:
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-    else:
-        cli.datamodule.setup()
-    return cli
+def build(algorithm: str, data: Path, steps: int) -> STLLRCLI:
+    """Task, data and a trainer for one batch."""
+    one_batch = [f"--data.num_steps={steps}", "--trainer.fast_dev_run=1", "--trainer.limit_val_batches=0"]
+    return STLLRCLI([*options(algorithm, data), *one_batch, "--trainer.accelerator=cpu"], run=False)
 
 
 def table(results: dict[str, Result], epochs: int) -> str:
     """The Markdown table."""
     lines = [
-        f"| algorithm | test accuracy, mean ± sd of {len(next(iter(results.values())).accuracies)} seeds | each seed "
-        "| seconds per run | peak memory of a batch |",
+        f"| algorithm | test accuracy, {epochs} epochs, mean ± sd | each seed | seconds | peak memory of a batch |",
         "|---|---|---|---|---|",
     ]
     for algorithm, result in results.items():
-        mean, spread = statistics.mean(result.accuracies), statistics.stdev(result.accuracies + result.accuracies[:1])
-        if len(result.accuracies) > 1:
-            spread = statistics.stdev(result.accuracies)
+        mean = statistics.mean(result.accuracies)
+        spread = statistics.stdev(result.accuracies) if len(result.accuracies) > 1 else 0.0
         each = " / ".join(f"{accuracy:.1%}" for accuracy in result.accuracies)
         seconds = statistics.median(result.seconds)
         lines.append(
-            f"| {NAMES[algorithm]} | **{mean:.1%}** ± {100 * spread:.1f} | {each} | {seconds:.0f} | {format_bytes(result.memory)} |"
+            f"| {NAMES[algorithm]} | **{mean:.1%}** ± {100 * spread:.1f} | {each} | {seconds:.0f} "
+            f"| {format_bytes(result.memory)} |"
         )
     return "\n".join(lines)
 
@@ -105,7 +99,9 @@ def main() -> int:
     parser.add_argument("--algorithms", nargs="+", default=["bptt", "ottt", "stllr"], choices=list(NAMES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, help="other than those of the YAML file")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1, fastest for layers this small)")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="torch threads (default: 1, fastest for layers this small)"
+    )
     parser.add_argument("--output", type=Path, help="file for the table, besides the terminal")
     arguments = parser.parse_args()
     if not arguments.data.is_file():

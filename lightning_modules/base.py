@@ -66,10 +66,10 @@ class SpikingTask(LightningModule):
     Args:
         network: The spiking network; one call is one time step. In YAML a ``class_path``.
         algorithm: "stllr", "ottt", "sltt" or "bptt".
-        rule: S-TLLR settings: the name of a preset, a rule, or a dictionary of its fields, in which ``preset`` may
-            name the preset to start from, e.g. ``{preset: dvs_gesture, alpha_post: -0.2}``. Ignored by "bptt"; for
-            "ottt" and "sltt" leave it out, or give a dictionary of fields that override theirs.
-        layer_rules: Other rules for some layers: name pattern to rule, given as for ``rule``.
+        rule: S-TLLR settings: the name of a preset, a rule, or a dictionary of its fields, in which ``preset`` may name
+            the preset to start from, e.g. ``{preset: dvs_gesture, alpha_post: -0.2}``. Read by "stllr" alone, so
+            that the algorithm can be changed by itself.
+        layer_rules: Other rules for some layers: name pattern to rule, given as for ``rule`` and read by "stllr" alone.
         learning_signal: How the error reaches the hidden layers: "bp" (through the layers, same time step), "dfa" or
             "sign_dfa" (fixed random feedback).
         feedback_seed: Seed of the random feedback. All processes need the same.

@@ -32,8 +32,12 @@ from lightning_modules.plots import DemoPicture, draw_demo
 from stllr_plugin import STLLRRule
 
 NUM_STEPS = 20
-BATCH_SIZE = 32
-LEARNING_RATE = 4e-3
+DOWNSAMPLE = 2
+SIZE = 17  # side of a frame: the sensor's 34 pixels, downsampled
+BATCH_SIZE = 16
+LEARNING_RATE = 5e-3
+EPOCHS = 10
+GAIN = 0.6
 RULE = "dvs_gesture"
 SUPERVISE_LAST = 5
 
@@ -68,10 +72,10 @@ class DemoResult:
         )
 
 
-def make_task(algorithm: str = "stllr", epochs: int = 10) -> SpikingClassifier:
+def make_task(algorithm: str = "stllr", epochs: int = EPOCHS) -> SpikingClassifier:
     """The demo's network and how it learns."""
     return SpikingClassifier(
-        SpikingConvNet(size=34, channels=(12, 32), kernel_size=5),
+        SpikingConvNet(size=SIZE, channels=(12, 32), kernel_size=5, padding=2, weight_standardization=False, gain=GAIN),
         num_classes=10,
         algorithm=algorithm,
         rule=RULE,
@@ -81,6 +85,14 @@ def make_task(algorithm: str = "stllr", epochs: int = 10) -> SpikingClassifier:
     )
 
 
+def make_data(samples: int | None, downsample: int = DOWNSAMPLE) -> EventDigitsDataModule:
+    """The event recordings, ready for use."""
+    data = EventDigitsDataModule(num_steps=NUM_STEPS, downsample=downsample, num_samples=samples, batch_size=BATCH_SIZE)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
 def prepare_batch(algorithm: str, num_steps: int, batch_size: int) -> Callable[[], object]:
     """One training batch of the demo's network as a function, for :func:`measure_peak_memory`.
 
@@ -88,7 +100,7 @@ def prepare_batch(algorithm: str, num_steps: int, batch_size: int) -> Callable[[
     """
     seed_everything(0, verbose=False)
     task = make_task(algorithm)
-    frames = (torch.rand(batch_size, num_steps, 2, 34, 34) < 0.05).float()
+    frames = (torch.rand(batch_size, num_steps, 2, SIZE, SIZE) < 0.05).float()
     labels = torch.arange(batch_size) % 10
 
     def loader(steps: int) -> DataLoader[Any]:
@@ -106,7 +118,7 @@ def prepare_batch(algorithm: str, num_steps: int, batch_size: int) -> Callable[[
 
 
 def run(
-    folder: Path, epochs: int = 10, seed: int = 0, samples: int | None = None, accelerator: str = "auto"
+    folder: Path, epochs: int = EPOCHS, seed: int = 0, samples: int | None = None, accelerator: str = "auto"
 ) -> DemoResult:
     """Train, test, measure and draw.
 
@@ -120,9 +132,7 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     seed_everything(seed, workers=True, verbose=False)
     print("Making event recordings of handwritten digits (once; they are kept in a cache) ...", flush=True)
-    data = EventDigitsDataModule(num_steps=NUM_STEPS, clip=1, num_samples=samples, batch_size=BATCH_SIZE)
-    data.prepare_data()
-    data.setup()
+    data = make_data(samples)
 
     print(f"Training a spiking network with S-TLLR, {epochs} epochs ...", flush=True)
     task = make_task(epochs=epochs)
@@ -149,12 +159,13 @@ def run(
         for algorithm in ("stllr", "bptt")
     }
     frames, labels = test_samples(data)
+    sharp, _ = test_samples(make_data(samples, downsample=1))  # the same recordings at the sensor's full resolution
     shown = choose_samples(labels, probabilities.argmax(1))
     picture = folder / "demo.png"
     recording = record_sequence(task.network, frames[shown[0]], STLLRRule.preset(RULE), neuron="features.lif2")
     draw_demo(
         DemoPicture(
-            frames=frames[shown],
+            frames=sharp[shown],
             labels=labels[shown],
             predictions=probabilities.argmax(1)[shown],
             recording=recording,
@@ -213,11 +224,12 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, default=Path("demo"), help="folder for demo.png and best.ckpt (default: demo)"
     )
-    parser.add_argument("--epochs", type=int, default=10, help="passes over the training data (default: 10)")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"passes over the training data (default: {EPOCHS})")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and order of samples (default: 0)")
     parser.add_argument("--samples", type=int, help="use only the first so many of 1797 digits, for a quick look")
     parser.add_argument("--accelerator", default="auto", help="cpu, cuda, mps or auto (default: auto)")
     options = parser.parse_args(args)
+    torch.set_num_threads(1)  # layers this small gain nothing from more, and lose much where the cores are busy
     result = run(options.output, options.epochs, options.seed, options.samples, options.accelerator)
     print(result.summary())
     print(f"picture: {result.picture}")

@@ -56,14 +56,14 @@ def record_sequence(
     """Run one sequence through a convolutional network with S-TLLR attached and keep what one synapse saw.
 
     The network is left as it was (mode, states, no learner); its weights do not change. Shown is the neuron of the
-    layer with the largest trace, and the input in its receptive field that was most active.
+    layer whose trace varied most, and of the inputs in its receptive field one that spiked in about a third of steps.
 
     Args:
         network: One call is one time step; nothing may be attached to it.
         frames: One sequence, [T, C, H, W].
         rule: Rule of the traces.
         neuron: Name of the spiking layer.
-        input_of: Channel, row and column of the neuron to show; the one with the largest trace if None.
+        input_of: Channel, row and column of the neuron to show; the one whose trace varied most if None.
     """
     spikes, pres, posts = [], [], []
     was_training = network.training
@@ -87,8 +87,8 @@ def record_sequence(
         reset_states(network)
         network.train(was_training)
     pre, post = torch.stack(pres), torch.stack(posts)
-    chosen = input_of or _unravel(int(post.sum(0).argmax()), post.shape[1:])
-    source = _most_active_input(network.get_submodule(edge.partition("->")[0]), pre, post, chosen)
+    chosen = input_of or _unravel(int(post.std(0).argmax()), post.shape[1:])
+    source = _telling_input(network.get_submodule(edge.partition("->")[0]), pre, post, chosen, rule)
     return Recording(edge, rule, torch.stack(spikes), _at(pre, source), _at(post, chosen))
 
 
@@ -112,10 +112,14 @@ def _unravel(index: int, shape: torch.Size) -> tuple[int, ...]:
     return tuple(int(i) for i in torch.unravel_index(torch.tensor(index), shape))
 
 
-def _most_active_input(synapse: nn.Module, pre: Tensor, post: Tensor, neuron: tuple[int, ...]) -> tuple[int, ...]:
-    activity = pre.sum(0)
+def _telling_input(
+    synapse: nn.Module, pre: Tensor, post: Tensor, neuron: tuple[int, ...], rule: STLLRRule
+) -> tuple[int, ...]:
+    """An input of the neuron that is active now and then; one that always or never is would show little."""
+    inputs = pre - rule.lambda_pre * _before(pre)
+    distance = ((inputs > 0.5).float().mean(0) - 1 / 3).abs()
     if isinstance(synapse, nn.Conv2d):
-        allowed = torch.zeros_like(activity, dtype=torch.bool)
+        allowed = torch.zeros_like(distance, dtype=torch.bool)
         window = []
         for axis in (0, 1):  # rows, then columns: the kernel around the neuron's place, whatever pooling lies between
             kernel, stride, padding = synapse.kernel_size[axis], synapse.stride[axis], int(synapse.padding[axis])
@@ -123,5 +127,5 @@ def _most_active_input(synapse: nn.Module, pre: Tensor, post: Tensor, neuron: tu
             place = neuron[1 + axis] * (outputs // post.shape[2 + axis]) * stride - padding
             window.append(slice(max(place, 0), place + kernel))
         allowed[(slice(None), *window)] = True
-        activity = activity.masked_fill(~allowed, -1)
-    return _unravel(int(activity.argmax()), activity.shape)
+        distance = distance.masked_fill(~allowed, 2.0)
+    return _unravel(int(distance.argmin()), distance.shape)

@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import multiprocessing
 import sys
 import traceback
@@ -48,6 +50,7 @@ class PeakMemoryMeter:
             torch.cuda.reset_peak_memory_stats(self.device)
             self._baseline = torch.cuda.memory_allocated(self.device)
             return
+        _return_free_memory()
         _reset_peak_rss()
         self._baseline = _current_rss()
 
@@ -118,6 +121,14 @@ def _status_bytes(field: str) -> int | None:
     except OSError:
         pass
     return None
+
+
+def _return_free_memory() -> None:
+    """Give the system what Python and the C library hold in reserve, which would hide what is allocated from now on."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _reset_peak_rss() -> None:

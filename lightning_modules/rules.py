@@ -39,8 +39,8 @@ def learning_rules(
     """The rule of the network and those of single layers for an algorithm.
 
     Args:
-        algorithm: "stllr", "ottt", "sltt" or "bptt".
-        rule: Settings, see :func:`make_rule`. For "ottt" and "sltt" a dictionary overrides single fields.
+        algorithm: "stllr", "ottt", "sltt" or "bptt". Only "stllr" reads the two settings; the others have their own.
+        rule: Settings, see :func:`make_rule`.
         layer_rules: Name pattern to settings.
         network: The network; "ottt" reads the leak of its neurons.
 
@@ -48,29 +48,21 @@ def learning_rules(
         The rule (None for "bptt") and the rules of single layers.
 
     Raises:
-        ValueError: If the algorithm is not known, or is "ottt" or "sltt" and ``rule`` is more than some fields.
+        ValueError: If the algorithm is not known.
     """
     if algorithm == "bptt":
         return None, {}
-    named = {pattern: make_rule(settings) for pattern, settings in (layer_rules or {}).items()}
     if algorithm == "stllr":
-        return make_rule(rule), named
-    if algorithm not in ("ottt", "sltt"):
+        return make_rule(rule), {pattern: make_rule(settings) for pattern, settings in (layer_rules or {}).items()}
+    if algorithm == "sltt":
+        return STLLRRule.preset("sltt"), {}
+    if algorithm != "ottt":
         raise ValueError(f"Unknown algorithm {algorithm!r}; known: stllr, ottt, sltt, bptt.")
-    if rule is not None and not isinstance(rule, dict):
-        raise ValueError(
-            f"The algorithm {algorithm!r} brings its own rule; got rule={rule!r}. Leave `rule` out, give a "
-            "dictionary of the fields to override, or use the algorithm 'stllr'."
-        )
-    base = make_rule(rule, preset=algorithm)
-    if algorithm == "sltt" or "lambda_pre" in (rule or {}):
-        return base, named
+    base = STLLRRule.preset("ottt")
     leaks = neuron_leaks(network)
-    if not leaks:
-        return base, named
-    common = next(iter(leaks.values()))
+    common = next(iter(leaks.values()), base.lambda_pre)
     own = {name: replace(base, lambda_pre=leak) for name, leak in leaks.items() if leak != common}
-    return replace(base, lambda_pre=common), {**named, **own}
+    return replace(base, lambda_pre=common), own
 
 
 def neuron_leaks(network: nn.Module) -> dict[str, float]:

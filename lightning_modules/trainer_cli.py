@@ -41,9 +41,11 @@ class STLLRCLI(LightningCLI):
 
     Args:
         args: Arguments that begin with the subcommand; those of the process if left out.
+        run: Whether to run a subcommand. If not, ``args`` has none, and the objects are built for use in a script:
+            ``cli.trainer.fit(cli.model, datamodule=cli.datamodule)``.
     """
 
-    def __init__(self, args: ArgsType = None) -> None:
+    def __init__(self, args: ArgsType = None, run: bool = True) -> None:
         super().__init__(
             SpikingTask,
             LightningDataModule,
@@ -55,6 +57,7 @@ class STLLRCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,  # the task takes its optimizer as an argument and gives it to the learner
             args=args,
+            run=run,
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -22,24 +22,30 @@ def test_bptt_has_no_rule():
     assert learning_rules("bptt", "shd", {"*": "shd"}, make_network()) == (None, {})
 
 
-def test_ottt_takes_the_leak_of_the_neurons():
-    rule, layers = learning_rules("ottt", None, None, make_network(beta=0.65))
+def test_ottt_takes_the_leak_of_the_neurons_and_no_other_rule():
+    rule, layers = learning_rules("ottt", "shd", {"*": "shd"}, make_network(beta=0.65))
     assert (rule.lambda_pre, rule.alpha_post, rule.psi, layers) == (pytest.approx(0.65), 0.0, None, {})
-    rule, _ = learning_rules("ottt", {"lambda_pre": 0.3}, None, make_network(beta=0.65))
-    assert rule.lambda_pre == 0.3
 
 
-def test_ottt_with_a_leak_for_each_layer_and_the_users_rules_first():
+def test_ottt_with_a_leak_for_each_layer():
     network = nn.Sequential(nn.Linear(3, 3), snntorch.Leaky(0.5), nn.Linear(3, 3), snntorch.Leaky(0.75))
     assert neuron_leaks(network) == {"1": 0.5, "3": 0.75}
-    rule, layers = learning_rules("ottt", None, {"2": "sltt"}, network)
+    rule, layers = learning_rules("ottt", None, None, network)
     assert rule.lambda_pre == 0.5
-    assert {name: layer.lambda_pre for name, layer in layers.items()} == {"2": 0.0, "3": 0.75}
-    assert list(layers) == ["2", "3"]  # the first pattern that matches wins
+    assert {name: layer.lambda_pre for name, layer in layers.items()} == {"3": 0.75}
 
 
-def test_refusals():
-    with pytest.raises(ValueError, match="brings its own rule"):
-        learning_rules("ottt", "shd", None, make_network())
+def test_sltt_has_no_memory():
+    rule, _ = learning_rules("sltt", "shd", None, make_network())
+    assert rule == STLLRRule.preset("sltt") and rule.lambda_pre == 0.0
+
+
+def test_layer_rules_of_stllr():
+    _, layers = learning_rules("stllr", None, {"features.conv1": {"alpha_post": 0.0}, "*": "shd"}, make_network())
+    assert list(layers) == ["features.conv1", "*"]  # in order: the first pattern that matches wins
+    assert layers["features.conv1"].alpha_post == 0.0
+
+
+def test_unknown_algorithm():
     with pytest.raises(ValueError, match="Unknown algorithm 'eprop'"):
         learning_rules("eprop", None, None, make_network())

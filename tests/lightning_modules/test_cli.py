@@ -1,0 +1,189 @@
+"""The stllr command: every YAML trains, what was trained can be tested, errors help."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import lightning_modules
+from lightning_modules import SpikingClassifier
+from lightning_modules.cli import OVERVIEW, main
+from lightning_modules.cli_errors import accepted_options, did_you_mean, explain
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+QUICKSTART = str(CONFIGS / "quickstart.yaml")
+ALL = sorted(CONFIGS.glob("*.yaml"))
+QUIET = [
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.enable_progress_bar",
+    "false",
+    "--trainer.enable_model_summary",
+    "false",
+]
+
+
+def data_options(config, nmnist_file):
+    name = yaml.safe_load(Path(config).read_text())["data"]["class_path"]
+    if name == "NMNISTSubsetDataModule":
+        sizes = {"train_size": 60, "val_size": 20, "test_size": 20}
+        return [f"--data.path={nmnist_file}", *(f"--data.{key}={value}" for key, value in sizes.items())]
+    assert name == "EventDigitsDataModule", f"{name}: say here how to make small data for {config}"
+    return ["--data.num_samples=80"]
+
+
+@pytest.mark.parametrize("config", ALL, ids=lambda path: path.stem)
+def test_every_yaml_trains_for_two_batches(config, small_digits, nmnist_file, tmp_path):
+    options = data_options(config, nmnist_file)
+    assert main(["fit", "--config", str(config), *options, "--trainer.fast_dev_run=2", *QUIET]) == 0
+
+
+def test_fit_then_test_and_predict_from_the_checkpoint(small_digits, tmp_path, capsys):
+    common = ["--config", QUICKSTART, "--data.num_samples=80", f"--trainer.default_root_dir={tmp_path}", *QUIET]
+    main(["fit", *common, "--trainer.max_epochs=1"])
+    folder = tmp_path / "lightning_logs" / "version_0"
+    checkpoint = folder / "checkpoints" / "best.ckpt"
+    assert checkpoint.is_file() and (folder / "config.yaml").is_file()
+    assert "test_accuracy" in capsys.readouterr().out  # the quickstart tests after fit
+    for command in ("validate", "test", "predict"):
+        main([command, *common, f"--ckpt_path={checkpoint}"])
+    assert "test_accuracy" in capsys.readouterr().out
+
+    task = SpikingClassifier.load_from_checkpoint(checkpoint, weights_only=True)  # network and all, from the file alone
+    settings = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["network"]["init_args"]
+    assert task.network.features.conv1.out_channels == settings["channels"][0]
+
+    main(["fit", *common, "--trainer.max_epochs=2", f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"])
+    resumed = max(tmp_path.rglob("last.ckpt"), key=lambda path: path.stat().st_mtime)
+    assert resumed.parent.parent != folder
+    assert torch.load(resumed, weights_only=True)["epoch"] == 1
+
+
+def test_same_seed_same_result(small_digits, tmp_path):
+    results = []
+    for run, seed in enumerate((0, 0, 1)):
+        folder = tmp_path / str(run)
+        main(
+            [
+                "fit",
+                "--config",
+                QUICKSTART,
+                "--data.num_samples=80",
+                f"--seed_everything={seed}",
+                "--trainer.max_epochs=1",
+            ]
+            + [f"--trainer.default_root_dir={folder}", "--test_after_fit=false", *QUIET]
+        )
+        (last,) = folder.rglob("last.ckpt")
+        results.append(torch.load(last, weights_only=True)["state_dict"]["network.readout.weight"])
+    assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("algorithm", ["bptt", "ottt", "sltt"])
+def test_algorithm_from_the_command_line(algorithm, small_digits):
+    options = ["--data.num_samples=80", "--trainer.fast_dev_run=1", *QUIET]
+    assert main(["fit", "--config", QUICKSTART, *options, "--model.algorithm", algorithm]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model.algorithmm", "bptt"], ["SpikingClassifier has no option 'algorithmm'", "Did you mean 'algorithm'?"]),
+        (
+            ["--model.network.init_args.chanels=[3]"],
+            ["SpikingConvNet has no option 'chanels'", "Did you mean 'channels'?"],
+        ),
+        (["--data.bath_size=2"], ["EventDigitsDataModule has no option 'bath_size'", "Did you mean 'batch_size'?"]),
+        (
+            ["--model", "SpikingClasifier"],
+            ["There is no class 'SpikingClasifier'", "Did you mean 'SpikingClassifier'?"],
+        ),
+        (["--model.rule", "dvs"], ["There is no preset 'dvs'", "dvs_gesture"]),
+        (["--model.rule.lamda_pre=0.5"], ["no field", "lamda_pre", "lambda_pre"]),
+        (["--model.algorithm", "bppt"], ["'stllr', 'ottt', 'sltt', 'bptt'", "bppt"]),
+        (["--model.network.init_args.size=3"], ["Frames of 3 pixels are too small"]),
+        (["--config", "no_such.yaml"], ["no_such.yaml"]),
+    ],
+)
+def test_errors_name_what_was_meant(options, said, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit", "--config", QUICKSTART, *options])
+    assert exit_.value.code == 2
+    message = capsys.readouterr().err
+    for words in said:
+        assert words in message
+    assert "usage:" not in message and len(message) < 1500
+
+
+def test_wrong_key_in_yaml(tmp_path, capsys):
+    text = Path(QUICKSTART).read_text().replace("supervise_last", "supervise_lst")
+    config = tmp_path / "wrong.yaml"
+    config.write_text(text)
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(config)])
+    assert "Did you mean 'supervise_last'?" in capsys.readouterr().err
+
+
+def test_missing_data_file_is_an_error_of_the_arguments(capsys, tmp_path):
+    with pytest.raises((SystemExit, FileNotFoundError)) as error:
+        main(["fit", "--config", str(CONFIGS / "nmnist_subset.yaml"), f"--data.path={tmp_path / 'none.npz'}", *QUIET])
+    assert "none.npz" in str(error.value) + capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
+def test_overview(arguments, capsys):
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == OVERVIEW
+
+
+def test_overview_does_not_wait_for_lightning():
+    code = "import sys; from lightning_modules.cli import main; main(['--help']); sys.exit('lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["fit", "--help"], ["--trainer.max_epochs", "--test_after_fit"]),
+        (
+            ["fit", "--model.help", "SpikingClassifier"],
+            ["--model.algorithm", "--model.supervise_last", "--model.predict_over"],
+        ),
+        (["fit", "--data.help", "EventDigitsDataModule"], ["--data.num_steps", "--data.batch_size"]),
+        (["demo", "--help"], ["--epochs", "--output"]),
+    ],
+)
+def test_help_pages(arguments, said, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    for words in said:
+        assert words in text
+
+
+def test_print_config_round_trip(small_digits, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", QUICKSTART, "--print_config"])
+    complete = tmp_path / "complete.yaml"
+    complete.write_text(capsys.readouterr().out)
+    assert main(["fit", "--config", str(complete), "--data.num_samples=80", "--trainer.fast_dev_run=1", *QUIET]) == 0
+
+
+def test_module_entry():
+    done = subprocess.run([sys.executable, "-m", "lightning_modules"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout == OVERVIEW
+
+
+def test_explain_keeps_other_messages_and_drops_the_noise():
+    noise = "  Does not validate against any of the Union subtypes\n  Errors:\n"
+    message = f'Parser key "model":\n{noise}    - Something\n  Given value: x'
+    assert explain(message, [], lightning_modules) == 'Parser key "model":\n  - Something'
+    assert explain(
+        "Subcommand 'fit' does not accept option 'seed_everythin'", ["seed_everything"], lightning_modules
+    ) == ("There is no option 'seed_everythin'. Did you mean 'seed_everything'?")
+    assert did_you_mean("zzz", ["size"]) == ""
+    assert "loop" in accepted_options("lightning_modules.SpikingClassifier")
