@@ -182,7 +182,7 @@ class SpikingTask(LightningModule):
         """Keep hidden states out of DDP's broadcast (before the strategy wraps the module)."""
         names = hidden_buffer_names(self.network, prefix="network")
         known = getattr(self, "_ddp_params_and_buffers_to_ignore", ())
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, [*known, *names])
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, list(dict.fromkeys([*known, *names])))
 
     def teardown(self, stage: str) -> None:
         """Detach the learner: the network is again the one that was passed in, with trained weights."""

@@ -18,7 +18,7 @@ commands:
   fit        train a network as a YAML file says
   validate   accuracy of a trained network on the validation data
   test       accuracy of a trained network on the test data
-  predict    class probabilities of a trained network
+  predict    class probabilities of a trained network, into predictions.pt beside the logs
 
 first steps:
   stllr demo

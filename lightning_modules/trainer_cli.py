@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from textwrap import indent
 from typing import Any, NoReturn
 
+import torch
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
@@ -91,6 +93,18 @@ class STLLRCLI(LightningCLI):
         if settings.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             kwargs["callbacks"] = [*callbacks, RichProgressBar()]
         return super().instantiate_trainer(**kwargs)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Predict, and keep the class probabilities [samples, classes] in ``predictions.pt`` beside the logs."""
+        batches = self.trainer.predict(**kwargs)
+        if not batches or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        folder = Path(self.trainer.log_dir or ".")
+        folder.mkdir(parents=True, exist_ok=True)
+        rank = f"_rank{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
+        path = folder / f"predictions{rank}.pt"
+        torch.save(torch.cat(batches), path)  # type: ignore[arg-type]
+        print(f"Class probabilities: {path}")
 
     def after_fit(self) -> None:
         """Say where things are, and test the best checkpoint if asked to."""

@@ -1,3 +1,5 @@
+"""Firing rates with advice, peak memory, throughput, history."""
+
 import copy
 import re
 

@@ -51,6 +51,8 @@ def test_fit_then_test_and_predict_from_the_checkpoint(small_digits, tmp_path, c
     for command in ("validate", "test", "predict"):
         main([command, *common, f"--ckpt_path={checkpoint}"])
     assert "test_accuracy" in capsys.readouterr().out
+    (predictions,) = tmp_path.rglob("predictions.pt")
+    assert torch.load(predictions, weights_only=True).shape == (16, 10)  # a fifth of the 80 samples is for the test
 
     task = SpikingClassifier.load_from_checkpoint(checkpoint, weights_only=True)  # network and all, from the file alone
     settings = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["network"]["init_args"]

@@ -1,3 +1,5 @@
+"""The demo draws its picture, prints three lines, and what it shows of a synapse is right."""
+
 import struct
 
 import pytest

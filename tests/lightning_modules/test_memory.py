@@ -1,3 +1,5 @@
+"""Peak memory is measured, in a process of its own, and failures there are reported."""
+
 import pytest
 import torch
 

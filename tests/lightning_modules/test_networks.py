@@ -1,3 +1,5 @@
+"""The networks: one call is one time step, and every layer fires from the start."""
+
 import pytest
 import torch
 

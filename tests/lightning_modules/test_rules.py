@@ -1,3 +1,5 @@
+"""What YAML says about rules becomes the rules of the learner."""
+
 import pytest
 import snntorch
 from torch import nn

@@ -1,3 +1,5 @@
+"""Hidden states: reset in this network and no other; which buffers and modules they are."""
+
 import snntorch
 import torch
 from torch import nn

@@ -1,3 +1,5 @@
+"""Which steps carry a loss: counted from the end of each sample, padding excluded, every sample weighs the same."""
+
 import pytest
 import torch
 from hypothesis import given
