@@ -38,9 +38,14 @@ CASES = {
     "mixed": (lambda: structure_case("mixed_neurons_spikes"), "lif3"),
     "batch norm": (lambda: structure_case("batch_norm_spikes"), "lif2"),
     "shared synapse": (lambda: structure_case("shared_synapse"), "lif2"),
+    "own recurrence": (lambda: structure_case("own_recurrence"), "lif2"),
+    "feedback from above": (lambda: structure_case("feedback_from_above"), "lif2"),
     "residual": (lambda: structure_case("residual_current"), "lif2"),
     "membrane as input": (lambda: structure_case("membrane_as_input"), "lif2"),
 }
+
+
+CARRIED = pytest.mark.xfail(strict=False, reason="spikes of the output carried over to the next step are not cut off")
 
 
 def feedback_for(case: Case) -> dict[str, Tensor]:
@@ -57,7 +62,7 @@ def feedback_for(case: Case) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("signal", ["dfa", "sign_dfa"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=CARRIED) if n == "feedback from above" else n for n in CASES])
 def test_direct_feedback(name: str, signal: Any) -> None:
     build, output = CASES[name]
     case = build()

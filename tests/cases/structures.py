@@ -19,6 +19,8 @@ Build = Callable[[torch.Generator], Parts]
 LIF = {"beta": 0.75, "threshold": 0.75}
 NOW = {**LIF, "reset_delay": False, "reset_mechanism": "zero"}
 STRUCTURES: dict[str, Build] = {}
+# carry something over to the next step with its graph where the learner cannot cut it off exactly
+ENTANGLED: dict[str, Build] = {}
 
 
 def structure(build: Build) -> Build:
@@ -27,10 +29,16 @@ def structure(build: Build) -> Build:
     return build
 
 
+def entangled(build: Build) -> Build:
+    """Register a network that joins time steps in a way that is to be refused."""
+    ENTANGLED[build.__name__] = build
+    return build
+
+
 @cache
 def structure_case(name: str) -> Case:
     def build(seed: int) -> Case:
-        nodes, params, outputs, xs = (STRUCTURES | UNDETACHED)[name](generator(seed))
+        nodes, params, outputs, xs = (STRUCTURES | ENTANGLED)[name](generator(seed))
         return Case(f"structure:{name}", Net(tuple(nodes), params, outputs), xs)
 
     return settle(build)
@@ -87,6 +95,7 @@ def batch_norm1d(rng: torch.Generator) -> Parts:
 @structure
 def group_norm(rng: torch.Generator) -> Parts:
     nodes, params, outputs, xs = conv_stack(rng, [Node("gn", "GroupNorm", ("conv1",), {"groups": 2})], 64, NOW)
+    del params["conv1.bias"]  # most of its gradient cancels within a group
     return nodes, params | norm(rng, "gn", 4), outputs, xs
 
 
@@ -237,6 +246,7 @@ def concatenated(rng: torch.Generator) -> Parts:
     return [*nodes, linear("fc2", "spikes"), leaky("lif2", "fc2")], params, ("lif2",), spike_input((5, 2, 3), rng)
 
 
+@structure
 def own_recurrence(rng: torch.Generator) -> Parts:
     """A recurrence that the user wrote: cur = fc(x) + rec(spikes of the step before)."""
     params = dense(rng, ("fc1", 4, 3), ("rec", 4, 4), ("fc2", 3, 4))
@@ -244,6 +254,7 @@ def own_recurrence(rng: torch.Generator) -> Parts:
     return [*nodes, linear("fc2", "lif1"), leaky("lif2", "fc2")], params, ("lif2",), spike_input((5, 2, 3), rng)
 
 
+@structure
 def feedback_from_above(rng: torch.Generator) -> Parts:
     """The upper layer's spikes of the step before feed the lower layer."""
     params = dense(rng, ("fc1", 4, 3), ("down", 4, 3), ("fc2", 3, 4))
@@ -251,8 +262,40 @@ def feedback_from_above(rng: torch.Generator) -> Parts:
     return [*nodes, linear("fc2", "lif1"), leaky("lif2", "fc2")], params, ("lif2",), spike_input((5, 2, 3), rng)
 
 
-# spikes of the step before, handed on by the user without detaching them
-UNDETACHED: dict[str, Build] = {build.__name__: build for build in (own_recurrence, feedback_from_above)}
+@entangled
+def smoothed_spikes(rng: torch.Generator) -> Parts:
+    """One synapse sees the spikes of this step and of the step before."""
+    params = dense(rng, ("fc1", 4, 3), ("fc2", 3, 4))
+    nodes = [linear("fc1", "x"), leaky("lif1", "fc1"), linear("fc2", "lif1", "lif1@before", start=(4,))]
+    return [*nodes, leaky("lif2", "fc2")], params, ("lif2", "lif2.mem"), spike_input((5, 2, 3), rng)
+
+
+@entangled
+def membrane_before(rng: torch.Generator) -> Parts:
+    """A membrane of the step before, through a synapse and through a plain scaling."""
+    params = dense(rng, ("fc1", 4, 3), ("rec", 4, 4), ("fc2", 3, 4))
+    nodes = [linear("fc1", "x"), linear("rec", "lif1.mem@before", start=(4,))]
+    nodes += [Node("decayed", "Scale", ("lif1@before",), {"factor": -0.25, "start": (4,)})]
+    nodes += [leaky("lif1", "fc1", "rec", "decayed"), linear("fc2", "lif1")]
+    return [*nodes, leaky("lif2", "fc2")], params, ("lif2",), spike_input((5, 2, 3), rng)
+
+
+@entangled
+def recurrence_behind_a_norm(rng: torch.Generator) -> Parts:
+    """The norm learns, the neuron before it gets nothing from the step after."""
+    params = dense(rng, ("fc1", 4, 3), ("rec", 4, 4), ("fc2", 3, 4)) | norm(rng, "gn", 4)
+    nodes = [linear("fc1", "x"), Node("gn", "GroupNorm", ("lif1@before",), {"groups": 1, "start": (4,)})]
+    nodes += [linear("rec", "gn"), leaky("lif1", "fc1", "rec"), linear("fc2", "lif1")]
+    return [*nodes, leaky("lif2", "fc2")], params, ("lif2",), spike_input((5, 2, 3), rng)
+
+
+@structure
+def recurrent_readout(rng: torch.Generator) -> Parts:
+    """A plain readout that also sees the spikes of the step before."""
+    params = dense(rng, ("fc1", 4, 3), ("out", 3, 4), ("late", 3, 4))
+    nodes = [linear("fc1", "x"), leaky("lif1", "fc1"), linear("out", "lif1")]
+    nodes += [linear("late", "lif1@before", start=(4,)), Node("sum", "Scale", ("out", "late"), {"factor": 1.0})]
+    return nodes, params, ("sum",), spike_input((5, 2, 3), rng)
 
 
 @structure
