@@ -64,5 +64,24 @@ def main(args: Sequence[str] | None = None) -> int:
         return demo(arguments[1:])
     from lightning_modules.trainer_cli import STLLRCLI
 
+    if any(argument.partition("=")[0].endswith(("--help", ".help", "-h")) for argument in arguments):
+        return _print_help(arguments)
     STLLRCLI(arguments)
+    return 0
+
+
+def _print_help(arguments: list[str]) -> int:
+    """Print a help page of a subcommand, with its lists of classes cut to what matters."""
+    import contextlib
+    import io
+
+    from lightning_modules.cli_texts import shorten_help
+    from lightning_modules.trainer_cli import STLLRCLI
+
+    page = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(page):
+            STLLRCLI(arguments)
+    finally:
+        print(shorten_help(page.getvalue(), __package__), end="")
     return 0

@@ -20,7 +20,7 @@ import lightning_modules.classification
 import lightning_modules.data
 import lightning_modules.networks  # noqa: F401
 from lightning_modules.base import SpikingTask
-from lightning_modules.cli_errors import explain, our_error
+from lightning_modules.cli_texts import explain, our_error
 
 
 class Parser(LightningArgumentParser):

@@ -11,7 +11,7 @@ import yaml
 import lightning_modules
 from lightning_modules import SpikingClassifier
 from lightning_modules.cli import OVERVIEW, main
-from lightning_modules.cli_errors import accepted_options, did_you_mean, explain
+from lightning_modules.cli_texts import accepted_options, did_you_mean, explain, shorten_help
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 QUICKSTART = str(CONFIGS / "quickstart.yaml")
@@ -165,6 +165,21 @@ def test_help_pages(arguments, said, capsys):
     text = capsys.readouterr().out
     for words in said:
         assert words in text
+
+
+def test_help_does_not_list_every_module_of_torch(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--model.help", "SpikingClassifier"])
+    text = capsys.readouterr().out
+    assert "lightning_modules.SpikingConvNet" in text and "torch.nn.Hardswish" not in text
+    assert text.count("\n") < 200
+
+
+def test_lists_of_other_classes_are_cut():
+    names = ",\n".join(f"torch.optim.A{i}" for i in range(20))
+    text = shorten_help(f"An optimizer. (known subclasses: {names})\n", "lightning_modules")
+    text = " ".join(text.split())
+    assert "A7" in text and "A8" not in text and "12 more)" in text
 
 
 def test_print_config_round_trip(small_digits, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Short error messages for the command line: what is wrong, what was probably meant, where the options are listed."""
+"""Texts of the command line: errors that say what was probably meant, help pages without endless lists."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator
 from importlib import import_module
+from textwrap import fill
 from types import ModuleType
 
 _NOISE = re.compile(
@@ -51,6 +52,26 @@ def explain(message: str, keys: Iterable[str], home: ModuleType) -> str:
     return "\n".join(
         " " * 2 * sorted(set(indents)).index(i) + line.strip() for i, line in zip(indents, lines, strict=True)
     )
+
+
+def shorten_help(text: str, package: str, most: int = 8) -> str:
+    """Cut the lists of known classes in a help page.
+
+    The parser lists every subclass that it can find, hundreds for ``torch.nn.Module``. Kept are the classes of
+    ``package``, or else the first ``most``.
+    """
+
+    def shorten(match: re.Match[str]) -> str:
+        known = match["names"].replace("\n", "").replace(" ", "").split(",")
+        ours = [name for name in known if name.startswith(f"{package}.")]
+        kept = ours or known[:most]
+        rest = "" if len(kept) == len(known) else f", and {len(known) - len(kept)} more"
+        indent = " " * 24  # where the parser's descriptions begin
+        return "\n" + fill(
+            f"known subclasses: {', '.join(kept)}{rest})", 79, initial_indent=indent, subsequent_indent=indent
+        )
+
+    return re.sub(r"\s*known\s+subclasses:\s(?P<names>[^)]*)\)", shorten, text)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
