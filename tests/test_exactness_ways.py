@@ -401,3 +401,21 @@ def test_what_a_forward_pass_leaves_behind_is_the_same(name: str) -> None:
     run_detached(plain, case.xs, case.loss)
     for key, value in plain.state_dict().items():
         assert torch.equal(attached.state_dict()[key], value), key
+
+
+@pytest.mark.xfail(strict=True, reason="a copy of an all-zero state counts as the beginning of a sequence")
+def test_a_silent_beginning_with_copied_states() -> None:
+    """States that the user clones, while no neuron has received anything yet: still the same sequence."""
+    case, rule = neuron_case("Leaky-zero-now", "both"), RULES["paper"]
+    params = {name: torch.zeros_like(v) if name.endswith("bias") else v for name, v in case.net.params.items()}
+    xs = case.xs.clone()
+    xs[:2] = 0
+    silent = replace(case, net=replace(case.net, params=params), xs=xs)
+    model = CaseNet(silent.net)
+    with attach(model, rule):
+        state = None
+        for t, x in enumerate(xs):
+            outputs, state = model(x, state)
+            silent.loss(outputs, t).backward()
+            state = {name: tuple(tensor.clone() for tensor in states) for name, states in state.items()}
+    assert max(relative_errors(gradients(model), reference(silent, rule).grads).values()) <= 1e-9
