@@ -34,10 +34,12 @@ class InputGate:
 
     Attributes:
         made_at: Time step of the neuron output that the input was made from.
+        parameters: Whether it was made with trainable parameters, which a closed gate would cut off as well.
         closed: Set once that turns out to be an earlier step than the one at which the synapse ran.
     """
 
     made_at: int
+    parameters: bool = False
     closed: bool = False
 
 
@@ -369,9 +371,10 @@ class GatedInput(Function):
         return None, None if ctx.gate.closed else grad
 
 
-def records_behind(root: Node) -> list[StepRecord]:
-    """The steps of neurons whose outputs a tensor with this graph node was made from."""
+def records_behind(root: Node) -> tuple[list[StepRecord], bool]:
+    """The steps of neurons whose outputs a tensor was made from, and whether parameters took part on the way."""
     records: list[StepRecord] = []
+    parameters = False
     seen: set[Node] = set()
     stack = [root]
     while stack:
@@ -384,5 +387,6 @@ def records_behind(root: Node) -> list[StepRecord]:
             if record is not None:
                 records.append(record)
             continue
+        parameters = parameters or node.name() == "torch::autograd::AccumulateGrad"
         stack.extend(following for following, _ in node.next_functions if following is not None)
-    return records
+    return records, parameters

@@ -193,7 +193,6 @@ class _ErrorFork(Function):
 
     @staticmethod
     def forward(ctx: Any, matrices: list[Tensor], sign: bool, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.stllr_boundary = True
         ctx.matrices, ctx.sign, ctx.count = matrices, sign, count
         ctx.set_materialize_grads(False)
         return tuple(tensor.detach() for tensor in tensors[:count])

@@ -45,9 +45,6 @@ CASES = {
 }
 
 
-CARRIED = pytest.mark.xfail(strict=False, reason="spikes of the output carried over to the next step are not cut off")
-
-
 def feedback_for(case: Case) -> dict[str, Tensor]:
     """A matrix [outputs, *neuron shape] for every hidden spiking neuron."""
     run = Oracle(case.net, RULES["default"]).run(case.xs, None)
@@ -62,7 +59,7 @@ def feedback_for(case: Case) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("signal", ["dfa", "sign_dfa"])
-@pytest.mark.parametrize("name", [pytest.param(n, marks=CARRIED) if n == "feedback from above" else n for n in CASES])
+@pytest.mark.parametrize("name", CASES)
 def test_direct_feedback(name: str, signal: Any) -> None:
     build, output = CASES[name]
     case = build()

@@ -36,15 +36,6 @@ CASES = {
 HIDDEN = ("Leaky-hidden-now", "RLeaky-hidden", "Synaptic-hidden", "RSynaptic-hidden", "Lapicque-hidden")
 
 
-CARRIED = pytest.mark.xfail(strict=True, reason="spikes carried over through the model's output are not cut off")
-
-
-def marked(*names: str) -> list[Any]:
-    """The cases; those that hand spikes of one step to the next still fail where the model's outputs are masked."""
-    carried = ("own_recurrence", "feedback_from_above", "recurrent_readout")
-    return [pytest.param(name, marks=CARRIED) if name in carried else name for name in names]
-
-
 def last(case: Case, count: int) -> list[bool]:
     return [t >= len(case.xs) - count for t in range(len(case.xs))]
 
@@ -56,13 +47,13 @@ def check_supervise_last(name: str, way: str, tell_num_steps: bool = True) -> No
 
 
 @pytest.mark.parametrize("tell_num_steps", [True, False], ids=["told", "not told"])
-@pytest.mark.parametrize("name", marked(*CASES))
+@pytest.mark.parametrize("name", CASES)
 def test_supervise_last_with_one_backward(name: str, tell_num_steps: bool) -> None:
     """The loss contains every step; those that are not supervised teach nothing."""
     check_supervise_last(name, "a", tell_num_steps)
 
 
-@pytest.mark.parametrize("name", marked(*CASES))
+@pytest.mark.parametrize("name", CASES)
 def test_supervise_last_with_a_backward_per_step(name: str) -> None:
     check_supervise_last(name, "b")
 
@@ -91,7 +82,7 @@ def test_only_some_steps_have_a_loss(name: str) -> None:
 
 # ------------------------------------------------------------------------------------------------ lengths
 MIXES_SAMPLES = ("batch_norm1d", "batch_norm2d", "batch_norm_spikes", "norm_pool_scale", "norm_on_spikes")
-LENGTHS = marked(*[name for name in CASES if name not in MIXES_SAMPLES])
+LENGTHS = [name for name in CASES if name not in MIXES_SAMPLES]
 
 
 @pytest.mark.parametrize("supervise_last", [None, 2])
@@ -368,7 +359,6 @@ def test_an_excluded_synapse_gets_its_plain_gradient(excluded: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ joined time steps
-@pytest.mark.xfail(strict=False, reason="not all of them are noticed")
 @pytest.mark.parametrize("supervise_last", [None, 2])
 @pytest.mark.parametrize("way", ["a", "b"])
 @pytest.mark.parametrize("name", ENTANGLED)

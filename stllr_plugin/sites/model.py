@@ -65,7 +65,6 @@ class StepMask(Function):
     @staticmethod
     def forward(ctx: Any, supervision: Supervision, step: int, tensor: Tensor) -> Tensor:
         """Returns the tensor, under a new one."""
-        ctx.stllr_boundary = True
         ctx.supervision, ctx.step = supervision, step
         return tensor.detach()
 

@@ -213,6 +213,8 @@ class NeuronSite:
             )
         call.consumers.add(self.name)
         if call.gate is not None and call.gate.made_at < step:
+            if call.gate.parameters:
+                call.site.refuse_past_through_parameters()
             call.gate.closed = True
 
     def _follow_sequence(self, traces: NeuronTraces, opened: _OpenStep) -> None:

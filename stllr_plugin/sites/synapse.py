@@ -41,6 +41,13 @@ class SynapseSite:
         self._first_call: SynapseCall | None = None
         self._first_clock: int | None = None
 
+    def refuse_past_through_parameters(self) -> None:
+        """Raises StateError: cutting the input off would also cut off the parameters of a layer in between."""
+        raise StateError(
+            f"The input of synapse {self.name!r} is made from outputs of an earlier step by a layer with parameters. "
+            "Nothing may flow between time steps: detach what you carry over (spikes.detach()) before that layer."
+        )
+
     def step(self) -> int:
         """Index of the time step that runs.
 
@@ -155,12 +162,14 @@ class ModuleSite(SynapseSite):
         x = args[0] if args else kwargs[self.synapse.input_name]
         if not isinstance(x, Tensor) or x.grad_fn is None:
             return None
-        records = records_behind(x.grad_fn)
+        records, parameters = records_behind(x.grad_fn)
         steps = {record.step for record in records}
         clock = self.learner.supervision.clock
         if not steps or (min(steps) == clock and self._first_clock != -1):
             return None
         if max(steps) < clock or all(record.used for record in records):
+            if parameters:
+                self.refuse_past_through_parameters()
             x = x.detach()
         elif min(steps) < clock:
             raise StateError(
@@ -169,7 +178,7 @@ class ModuleSite(SynapseSite):
                 "(spikes.detach())."
             )
         else:  # a synapse that runs before the first neuron: only the neuron that it feeds can tell which step this is
-            self._gate = InputGate(min(steps))
+            self._gate = InputGate(min(steps), parameters)
             x = GatedInput.apply(self._gate, x)
         return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, self.synapse.input_name: x})
 
