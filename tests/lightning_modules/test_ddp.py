@@ -1,6 +1,7 @@
 """Two gloo processes train like one on the joint batch, with one reduction per optimizer step."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,8 +24,15 @@ def train(tmp_path, algorithm, loop, processes):
         k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "MASTER_PORT", "NODE_RANK", "WORLD_SIZE")
     }
     environment["OMP_NUM_THREADS"] = "1"
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    try:
+        _, errors = process.communicate(timeout=240)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # the second process too
+        pytest.fail(f"The processes hang: {process.communicate()[1][-3000:]}")
+    assert process.returncode == 0, errors[-3000:]
     return [torch.load(f"{output}.{rank}", weights_only=True) for rank in range(processes)]
 
 
