@@ -20,6 +20,7 @@ from functools import lru_cache
 import pytest
 import torch
 
+from tests.cases import wiring  # noqa: F401  registers more structures
 from tests.cases.case import Case
 from tests.cases.drive import TOLERANCE, assert_equal, measure, reference
 from tests.cases.modules import CaseNet

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
+from stllr_plugin.synapses import Synapse, register_synapse
 from tests.cases.surrogates import exact_spike_grad, snntorch_spike_grad
 from tests.oracles.between import combine
 from tests.oracles.spec import NORSE_READOUT, NORSE_SPIKING, SNNTORCH, Net, Node
@@ -30,6 +31,26 @@ class Standardise(nn.Module):
         flat = weight.flatten(1)
         var, mean = torch.var_mean(flat, 1, keepdim=True)
         return (self.gain * (flat - mean) / torch.sqrt(var * flat.shape[1] + self.eps)).reshape(weight.shape)
+
+
+class TransposedLinear(nn.Module):
+    """A linear layer that uses the weight of another one the other way round: weight is [in, out]."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(in_features, out_features))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.t(), self.bias)
+
+
+@register_synapse(TransposedLinear)
+class TransposedSynapse(Synapse):
+    input_name = "x"
+
+    def weight_gradient(self, module: nn.Module, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
+        return x.reshape(-1, x.shape[-1]).t() @ g.reshape(-1, g.shape[-1])
 
 
 class Scale(nn.Module):
@@ -54,8 +75,10 @@ def _synapse(node: Node, net: Net) -> nn.Module:
         shape = net.params[f"{node.name}.weight"].shape
     else:
         shape = net.params[f"{node.name}.parametrizations.weight.original{node.options.get('original', '')}"].shape
-    if node.kind == "Linear":
-        module: nn.Module = nn.Linear(shape[1], shape[0], bias=bias)
+    if node.options.get("transposed"):
+        module: nn.Module = TransposedLinear(*shape, bias=bias)
+    elif node.kind == "Linear":
+        module = nn.Linear(shape[1], shape[0], bias=bias)
     else:
         options = {k: node.options[k] for k in CONV_OPTIONS if k in node.options}
         groups = options.get("groups", 1)

@@ -34,7 +34,7 @@ def _pad(x: Tensor, weight: Tensor, node: Node, dims: int) -> Tensor:
 def apply_synapse(node: Node, x: Tensor, weight: Tensor) -> Tensor:
     """The output of a synapse without its bias; linear in ``weight``."""
     if node.kind == "Linear":
-        return F.linear(x, weight)
+        return F.linear(x, weight.T if node.options.get("transposed") else weight)
     dims = int(node.kind[-2])
     stride = _tuple(node.options.get("stride", 1), dims)
     dilation = _tuple(node.options.get("dilation", 1), dims)
