@@ -1,12 +1,14 @@
 r"""Secondary activation functions psi(v), with v = membrane - threshold.
 
-psi is what the rule's traces see of the postsynaptic neuron (the letter is the paper's capital Psi). The four classes
-are those of the S-TLLR paper (Apolinario & Roy, TMLR 2025, eqs. 25 to 28); any callable that maps a tensor to one of
-the same shape works too. All are written so that they stay finite for every finite v.
+psi is what the rule's traces see of the postsynaptic neuron (the letter is the paper's capital Psi). Four classes are
+those of the S-TLLR paper (Apolinario & Roy, TMLR 2025, eqs. 25 to 28), and Dspike is another family; any callable that
+maps a tensor to one of the same shape works too. All are written so that they stay finite for every finite v.
+:class:`stllr_plugin.surrogates.SurrogateSpike` makes a neuron's spike function from any of them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -67,11 +69,44 @@ class Rational:
         return v.mul(self.slope).square().add(1.0).reciprocal()
 
 
+@dataclass(frozen=True)
+class Dspike:
+    """Derivative of Dspike: ``b / (2 tanh(b / 2)) / cosh(b * v)^2`` for ``|v| <= 1/2``, else 0; its integral is 1.
+
+    Dspike is ``tanh(b * v)``, scaled and shifted to go from 0 at v = -1/2 to 1 at v = 1/2. With b -> 0 it is a straight
+    line, so that psi is the rectangle of height 1; with growing b it approaches the step. (Li et al., "Differentiable
+    Spike: Rethinking Gradient-Descent for Training Spiking Neural Networks", NeurIPS 2021.)
+
+    Args:
+        temperature: b, from 0 (the rectangle) to 10000.
+
+    Raises:
+        RuleError: If the temperature is out of range.
+    """
+
+    temperature: float = 3.0
+
+    def __post_init__(self) -> None:
+        """Checks the temperature."""
+        if not 0.0 <= self.temperature <= 1e4:
+            raise RuleError(f"Dspike(temperature={self.temperature!r}): expected a number from 0 to 10000.")
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """Returns psi(v), of the shape of v."""
+        b = self.temperature
+        height = b / (2.0 * math.tanh(b / 2.0)) if b > 1e-6 else 1.0
+        # 1 / cosh(z)^2 = 4 sigmoid(2z) sigmoid(-2z), which does not overflow.
+        scaled = v * (2.0 * b)
+        bump = torch.sigmoid(scaled).mul(torch.sigmoid(-scaled)).mul(4.0 * height)
+        return torch.where(v.abs() <= 0.5, bump, torch.zeros_like(bump))
+
+
 NAMED: dict[str, type] = {
     "triangle": Triangle,
     "inverse_square": InverseSquare,
     "sigmoid": SigmoidDerivative,
     "rational": Rational,
+    "dspike": Dspike,
 }
 
 
