@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from stllr_plugin.activations import resolve_psi
 from stllr_plugin.errors import AttachmentError, RuleError, STLLRWarning
 from stllr_plugin.hooks import Hook, OrphanHook
-from stllr_plugin.neurons import NeuronAdapter, find_adapter, find_refusal
+from stllr_plugin.neurons import NeuronAdapter, StateKeeper, find_adapter, find_keeper, find_refusal
 from stllr_plugin.neurons.base import surrogate_problem
 from stllr_plugin.rule import STLLRRule, resolve_rule
 from stllr_plugin.synapses import Synapse, find_synapse
@@ -41,6 +41,7 @@ class Plan:
         output: Name and module whose output the loss sees; for direct feedback.
         other_parameters: Names of trainable parameters that are neither synaptic weights nor biases of synapses.
         excluded: (name, module) of modules left alone on request.
+        keepers: (name, module, kind) of modules that keep a state and are no neurons.
     """
 
     rule: STLLRRule
@@ -51,6 +52,7 @@ class Plan:
     output: tuple[str, nn.Module] | None = None
     other_parameters: list[str] = field(default_factory=list)
     excluded: list[tuple[str, nn.Module]] = field(default_factory=list)
+    keepers: list[tuple[str, nn.Module, StateKeeper]] = field(default_factory=list)
 
 
 def plan_attachment(
@@ -137,6 +139,9 @@ def _discover(model: nn.Module, exclude: tuple[str, ...], plan: Plan, problems: 
             problems.append(f"Layer {where}: {refused_layer}. Or leave it out with exclude=[{name!r}].")
             covered.update(id(child) for child in module.modules())
             continue
+        keeper = find_keeper(module)
+        if keeper is not None:
+            plan.keepers.append((name, module, keeper))
         synapse = find_synapse(module)
         if synapse is not None:
             problem = synapse.problem(module)
@@ -147,9 +152,9 @@ def _discover(model: nn.Module, exclude: tuple[str, ...], plan: Plan, problems: 
             plan.lifts.append((name, module))
     if not plan.neurons and not problems:
         problems.append(
-            f"no spiking neuron of snnTorch or Norse was found in this {type(model).__name__}. The learner needs at "
-            "least one, for example snntorch.Leaky or norse.torch.LIFCell; CONTRIBUTING.md shows how to add an "
-            "adapter for others."
+            f"no spiking neuron of snnTorch, Norse or SpikingJelly was found in this {type(model).__name__}. The "
+            "learner needs at least one, for example snntorch.Leaky or norse.torch.LIFCell; CONTRIBUTING.md shows how "
+            "to add an adapter for others."
         )
 
 

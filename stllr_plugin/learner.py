@@ -26,7 +26,16 @@ from stllr_plugin.nn import SequenceDropout
 from stllr_plugin.report import Edge, Report
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.signals import DirectFeedback, Feedback, LearningSignal
-from stllr_plugin.sites import ExclusionHook, LiftGuard, ModelSite, ModuleSite, NeuronSite, OwnWeightSite, SynapseSite
+from stllr_plugin.sites import (
+    ExclusionHook,
+    KeptStateSite,
+    LiftGuard,
+    ModelSite,
+    ModuleSite,
+    NeuronSite,
+    OwnWeightSite,
+    SynapseSite,
+)
 from stllr_plugin.streaming import OnlineRun, run_online, run_two_pass
 from stllr_plugin.supervision import Supervision
 from stllr_plugin.traces import EdgeTraces, NeuronTraces
@@ -115,6 +124,7 @@ class STLLRLearner(OptimizerFacade):
         self._handles: list[Any] = []
         self._sites: list[SynapseSite] = []
         self._neurons: list[NeuronSite] = []
+        self._kept = [KeptStateSite(self, name, module, keeper) for name, module, keeper in plan.keepers]
         self.signal = self._build_signal(plan, feedback_seed)
         self.supervision.begin(num_steps, None)
         self._attach(plan)
@@ -143,6 +153,7 @@ class STLLRLearner(OptimizerFacade):
             neuron = NeuronSite(self, name, module, adapter, plan.rules.get(name, plan.rule), own)
             self._neurons.append(neuron)
             self._handles += neuron.attach()
+        self._handles += [site.module.register_forward_pre_hook(site) for site in self._kept]
         for name, module in plan.lifts:
             self._handles.append(module.register_forward_pre_hook(LiftGuard(self, name)))
         for name, module in plan.excluded:
@@ -174,6 +185,8 @@ class STLLRLearner(OptimizerFacade):
             site.begin()
         for neuron in self._neurons:
             neuron.detach()
+        for kept in self._kept:
+            kept.release()
         if self._ignored_before is None:
             self.model.__dict__.pop("_ddp_params_and_buffers_to_ignore", None)
         else:
@@ -393,6 +406,8 @@ class STLLRLearner(OptimizerFacade):
     def _reset(self, mask: Tensor | None, ended_by_step: bool) -> None:
         for neuron in self._neurons:
             neuron.reset(mask, ended_by_step)
+        for kept in self._kept:
+            kept.reset(mask)
         if mask is None:
             self.signal.restart()
             self.supervision.clock = -1

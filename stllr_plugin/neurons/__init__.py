@@ -9,12 +9,22 @@ import importlib
 
 from torch import nn
 
-from stllr_plugin.neurons.base import NeuronAdapter, registered_adapters, registered_refusals
+from stllr_plugin.neurons.base import (
+    NeuronAdapter,
+    StateKeeper,
+    registered_adapters,
+    registered_keepers,
+    registered_refusals,
+)
 
 # Root package of a module's class -> the adapter module that knows it.
-_LIBRARIES = {"snntorch": "stllr_plugin.neurons.snntorch", "norse": "stllr_plugin.neurons.norse"}
+_LIBRARIES = {
+    "snntorch": "stllr_plugin.neurons.snntorch",
+    "norse": "stllr_plugin.neurons.norse",
+    "spikingjelly": "stllr_plugin.neurons.spikingjelly",
+}
 
-__all__ = ["NeuronAdapter", "find_adapter", "find_refusal"]
+__all__ = ["NeuronAdapter", "StateKeeper", "find_adapter", "find_keeper", "find_refusal"]
 
 
 def _load_adapters(module: nn.Module) -> None:
@@ -34,3 +44,9 @@ def find_refusal(module: nn.Module) -> str | None:
     """Why a module without an adapter is a neuron that cannot be trained, and what to do; None if it is no neuron."""
     _load_adapters(module)
     return next((reason for refuse in registered_refusals() if (reason := refuse(module)) is not None), None)
+
+
+def find_keeper(module: nn.Module) -> StateKeeper | None:
+    """What is known of a module that keeps a state and is no neuron, or None."""
+    _load_adapters(module)
+    return next((keeper for keeper in registered_keepers() if keeper.matches(module)), None)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 _ADAPTERS: list[NeuronAdapter] = []
 _REFUSALS: list[Callable[[nn.Module], str | None]] = []
+_KEEPERS: list[StateKeeper] = []
 
 
 def register_adapter(cls: type[NeuronAdapter]) -> type[NeuronAdapter]:
@@ -40,6 +41,16 @@ def register_refusal(reason: Callable[[nn.Module], str | None]) -> Callable[[nn.
 def registered_refusals() -> list[Callable[[nn.Module], str | None]]:
     """All refusals loaded so far."""
     return _REFUSALS
+
+
+def register_keeper(keeper: StateKeeper) -> None:
+    """Makes a kind of state-keeping modules known."""
+    _KEEPERS.append(keeper)
+
+
+def registered_keepers() -> list[StateKeeper]:
+    """All of them loaded so far."""
+    return _KEEPERS
 
 
 @dataclass(slots=True)
@@ -234,6 +245,33 @@ class NeuronAdapter(ABC):
     def state_buffers(self, module: nn.Module) -> tuple[str, ...]:
         """Names of the buffers of this module that hold states."""
         return ()
+
+    def keeps_state(self, module: nn.Module) -> bool:
+        """Whether the module keeps its states from step to step, so that they are not passed in and out."""
+        return bool(getattr(module, "init_hidden", False))
+
+    def release_states(self, module: nn.Module) -> None:
+        """Cuts the states that the module keeps off the graph, when the learner leaves the model."""
+        for name in self.state_buffers(module):
+            buffer = module._buffers.get(name)
+            if buffer is not None and buffer.requires_grad:
+                module._buffers[name] = buffer.detach()
+
+
+class StateKeeper(ABC):
+    """What the learner knows of modules other than neurons that keep a state from step to step."""
+
+    @abstractmethod
+    def matches(self, module: nn.Module) -> bool:
+        """Whether this module is of the kind."""
+
+    @abstractmethod
+    def change(self, module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+        """Applies a function to each tensor of the state."""
+
+    @abstractmethod
+    def reset(self, module: nn.Module, mask: Tensor | None) -> None:
+        """A fresh state; with a mask [B], for those samples only."""
 
 
 def surrogate_problem(spike_function: Callable[[Tensor], Tensor]) -> str | None:

@@ -79,10 +79,7 @@ class NeuronSite:
         """Takes the tap out and cuts states that the module keeps off the graph."""
         self._recover()
         self.tap.uninstall()
-        for name in self.adapter.state_buffers(self.module):
-            buffer = self.module._buffers.get(name)
-            if buffer is not None and buffer.requires_grad:
-                self.module._buffers[name] = buffer.detach()
+        self.adapter.release_states(self.module)
 
     # Around one call.
 
@@ -197,9 +194,9 @@ class NeuronSite:
         if key not in self.sequences:
             if self._keeps_state() and any(other.steps for other in self.sequences.values()):
                 raise StateError(
-                    f"Neuron {self.name!r} is fed by other synapses than at its last call. With init_hidden=True it "
-                    "keeps one membrane, so it can serve one layer only, fed by the same synapses at each step: use a "
-                    "neuron per layer, or explicit states."
+                    f"Neuron {self.name!r} is fed by other synapses than at its last call. It keeps its membrane "
+                    "itself (snnTorch: init_hidden=True), so it can serve one layer only, fed by the same synapses at "
+                    "each step: use a neuron per layer, or explicit states."
                 )
             self.sequences[key] = NeuronTraces()
         return self.sequences[key]
@@ -342,7 +339,7 @@ class NeuronSite:
                 traces.last_membrane = None
 
     def _keeps_state(self) -> bool:
-        return bool(getattr(self.module, "init_hidden", False))
+        return self.adapter.keeps_state(self.module)
 
 
 class _BeforeNeuron(Hook):
