@@ -11,6 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_modules.base import SpikingTask
 from lightning_modules.supervision import step_weights, valid_steps
+from stllr_plugin.losses import TETLoss
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -18,9 +19,10 @@ Batch = tuple[Tensor, Tensor, Tensor]
 class SpikingClassifier(SpikingTask):
     """Classifies sequences of frames: batches are (frames [B, T, C, H, W], lengths [B], labels [B]).
 
-    The loss is the cross-entropy of each supervised step, averaged over the supervised steps of each sample and
-    over the batch. The prediction averages the logits over the same steps unless ``predict_over`` says otherwise: a
-    network that was trained on the last steps alone has learned nothing about its output in the first ones.
+    The loss is the cross-entropy or the TET loss of each supervised step, averaged over the supervised steps of each
+    sample and over the batch. The prediction averages the logits over the same steps unless ``predict_over`` says
+    otherwise: a network that was trained on the last steps alone has learned nothing about its output in the first
+    ones.
 
     Everything else (algorithms, loops, states, checkpoints, several processes) is described at
     :class:`lightning_modules.base.SpikingTask`, which takes all further arguments.
@@ -31,6 +33,9 @@ class SpikingClassifier(SpikingTask):
         num_classes: Number of classes.
         predict_over: Steps read for the prediction: "supervised", "all" (padding excluded) or "last".
         label_smoothing: As in ``torch.nn.CrossEntropyLoss``.
+        loss: "cross_entropy", or "tet" for :class:`stllr_plugin.losses.TETLoss`.
+        tet_phi: The value that "tet" keeps the outputs near. Read by "tet" alone.
+        tet_lamb: Weight of that term. Read by "tet" alone.
         **kwargs: Arguments of :class:`lightning_modules.base.SpikingTask`.
     """
 
@@ -40,19 +45,38 @@ class SpikingClassifier(SpikingTask):
         num_classes: int = 10,
         predict_over: Literal["supervised", "all", "last"] = "supervised",
         label_smoothing: float = 0.0,
+        loss: Literal["cross_entropy", "tet"] = "cross_entropy",
+        tet_phi: float = 1.0,
+        tet_lamb: float = 0.05,
         **kwargs: Any,
     ) -> None:
+        if loss not in ("cross_entropy", "tet"):
+            raise ValueError(f'loss={loss!r} is not known; use "cross_entropy" or "tet".')
         self.num_classes = num_classes
         self.predict_over = predict_over
         self.label_smoothing = label_smoothing
+        self.loss = loss
+        self.tet_phi = tet_phi
+        self.tet_lamb = tet_lamb
         super().__init__(network, **kwargs)
         self.save_plain_hyperparameters(
-            num_classes=num_classes, predict_over=predict_over, label_smoothing=label_smoothing, **kwargs
+            num_classes=num_classes,
+            predict_over=predict_over,
+            label_smoothing=label_smoothing,
+            loss=loss,
+            tet_phi=tet_phi,
+            tet_lamb=tet_lamb,
+            **kwargs,
         )
 
     def configure_losses(self) -> None:
-        """Cross-entropy of each sample."""
-        self.criterion = nn.CrossEntropyLoss(reduction="none", label_smoothing=self.label_smoothing)
+        """The loss of each sample at one step."""
+        smoothing = self.label_smoothing
+        self.criterion: nn.Module = (
+            TETLoss(self.tet_phi, self.tet_lamb, label_smoothing=smoothing, reduction="none")
+            if self.loss == "tet"
+            else nn.CrossEntropyLoss(reduction="none", label_smoothing=smoothing)
+        )
 
     def configure_metrics(self) -> None:
         """Accuracy of training, validation and test."""

@@ -72,6 +72,33 @@ def test_bptt_equals_plain_autograd():
     assert_same(weights(task.network), weights(network), 1e-6)
 
 
+def test_the_tet_loss_by_hand():
+    frames, lengths, labels = make_batch()
+    network = make_network()
+    learner = STLLRLearner(network, SGD(network.parameters()), rule="dvs_gesture", supervise_last=3, num_steps=6)
+    total = 0.0
+    for t in range(6):
+        logits = network(frames[:, t])
+        if t >= 3:
+            loss = (
+                0.7 * F.cross_entropy(logits, labels) + 0.3 * F.mse_loss(logits, torch.tensor(0.5).expand(8, 4))
+            ) / 3
+            loss.backward()
+            total += loss.item()
+    learner.step()
+    learner.detach()
+    options = {"loss": "tet", "tet_phi": 0.5, "tet_lamb": 0.3}
+    task, trainer = trained(make_loader(batch_size=8), algorithm="stllr", supervise_last=3, **options)
+    assert_same(weights(task.network), weights(network), 1e-6)
+    assert float(trainer.callback_metrics["train_loss"]) == pytest.approx(total, rel=1e-5)
+    assert {name: task.hparams[name] for name in options} == options
+
+
+def test_an_unknown_loss_is_refused():
+    with pytest.raises(ValueError, match="loss='mse' is not known"):
+        make_task(loss="mse")
+
+
 def test_algorithms_differ():
     results = [weights(trained(algorithm=algorithm)[0]) for algorithm in (*LOCAL, "bptt")]
     for i, first in enumerate(results):

@@ -90,6 +90,11 @@ def test_algorithm_from_the_command_line(algorithm, small_digits):
     assert main(["fit", "--config", QUICKSTART, *options, "--model.algorithm", algorithm]) == 0
 
 
+def test_the_loss_from_the_command_line(small_digits):
+    options = ["--data.num_samples=80", "--trainer.fast_dev_run=1", "--model.loss=tet", "--model.tet_lamb=0.01", *QUIET]
+    assert main(["fit", "--config", QUICKSTART, *options]) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
