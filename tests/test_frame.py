@@ -55,11 +55,11 @@ def test_torch_is_the_only_core_dependency():
 
 def test_extras():
     extras = PYPROJECT["project"]["optional-dependencies"]
-    assert set(extras) == {"snntorch", "norse", "lightning", "data", "all", "dev"}
-    for name in ("snntorch", "norse", "lightning"):
+    assert set(extras) == {"snntorch", "norse", "spikingjelly", "lightning", "data", "all", "dev"}
+    for name in ("snntorch", "norse", "spikingjelly", "lightning"):
         assert name in map(requirement_name, extras[name])
     assert extras["all"] == ["stllr-plugin[snntorch,norse,lightning,data]"]
-    assert "stllr-plugin[all]" in extras["dev"]
+    assert {"stllr-plugin[all]", "stllr-plugin[spikingjelly]"} <= set(extras["dev"])
 
 
 def test_gpl_code_arrives_only_with_the_data_extra():

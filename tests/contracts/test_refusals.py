@@ -45,17 +45,10 @@ def around(neuron: nn.Module) -> nn.Module:
 
 SNNTORCH: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "Alpha": (lambda: snn.Alpha(0.9, 0.8), "does not depend on the input of the same time step", "snntorch.Synaptic"),
-    "DeltaLeaky": (lambda: snn.DeltaLeaky(1.0, 0.9), "compare changes of the membrane", "snntorch.Leaky"),
     "SLSTM": (lambda: snn.SLSTM(4, 4), "gates multiply", "snntorch.RSynaptic"),
     "SConv2dLSTM": (lambda: snn.SConv2dLSTM(1, 1, 3), "gates multiply", "snntorch.RSynaptic"),
-    "LeakyParallel": (lambda: snn.LeakyParallel(4, 4), "all time steps in one call", "snntorch.Leaky"),
-    "StateLeaky": (lambda: snn.StateLeaky(0.9, 4), "all time steps in one call", "snntorch.Leaky"),
-    "LinearLeaky": (lambda: snn.LinearLeaky(0.9, 4, 4), "all time steps in one call", "nn.Linear and snntorch.Leaky"),
-    "AssociativeLeaky": (lambda: snn.AssociativeLeaky(4, 2, 2, 4), "all time steps in one call", "snntorch.Leaky"),
-    "inhibition": (lambda: snn.Leaky(0.9, inhibition=True), "inhibition=True", "use inhibition=False"),
-    "state_quant": (lambda: snn.Leaky(0.9, state_quant=lambda x: x), "state_quant", "train without it"),
-    "graded": (lambda: snn.Leaky(0.9, graded_spikes_factor=0.5), "graded_spikes_factor", "outside of the neuron"),
-    "learned-graded": (lambda: snn.Leaky(0.9, learn_graded_spikes_factor=True), "graded_spikes_factor", "outside"),
+    "LeakyParallel": (lambda: snn.LeakyParallel(4, 4), "in one torch.nn.RNN", "nn.Linear and snntorch.Leaky"),
+    "AssociativeLeaky": (lambda: snn.AssociativeLeaky(4, 2, 2, 4), "outer product of its inputs", "snntorch.Leaky"),
     "reset_delay": (lambda: snn.RSynaptic(0.9, 0.8, linear_features=4, reset_delay=False), "reset_delay", "=True"),
     "unknown": (lambda: type("Mine", (snn.SpikingNeuron,), {})(), "this neuron is not known", "supported: Leaky"),
 }  # fmt: skip
@@ -75,9 +68,15 @@ NORSE_REASONS = {
     "LIFMCRecurrentCell": "coupled between compartments",
     "LIFMCRefracRecurrentCell": "after the spike decision",
     "LSNNCell": "reaches the membrane one step later",
-    "LSNNRecurrentCell": "reaches the membrane one step later",
+    "LSNN": "reaches the membrane one step later",
 }
-NORSE_SUPPORTED = {"LIFCell", "LIFRecurrentCell", "LIFBoxCell", "IAFCell", "LICell", "LIBoxCell", "LILinearCell", "LIF"}
+NORSE_SUPPORTED = {
+    *("LIFCell", "LIFRecurrentCell", "LIFBoxCell", "LIFExCell", "LIFExRecurrentCell", "LIFAdExCell"),
+    *("LIFAdExRecurrentCell", "LIFRefracCell", "LIFRefracRecurrentCell", "LIFAdExRefracCell"),
+    *("LIFAdExRefracRecurrentCell", "IAFCell", "LSNNRecurrentCell", "LICell", "LIBoxCell", "LILinearCell"),
+    *("LIF", "LIFRecurrent", "LIFEx", "LIFExRecurrent", "LIFAdEx", "LIFAdExRecurrent", "LIFRefracRecurrent"),
+    *("LIFAdExRefracRecurrent", "IAF", "LI", "LSNNRecurrent"),
+}
 
 
 def norse_neurons() -> dict[str, Callable[[], nn.Module]]:
@@ -118,7 +117,11 @@ def test_norse_neurons_with_one(name):
 def test_izhikevich_neurons():
     behavior = norse.functional.izhikevich.tonic_spiking
     for neuron in (norse.IzhikevichCell(behavior), norse.IzhikevichRecurrentCell(4, 4, behavior)):
-        refused(around(neuron), f"Neuron '1' ({type(neuron).__name__})", "not supported yet", "supported: LIFCell")
+        STLLRLearner(around(neuron), rule=RULE).detach()
+
+
+def test_norse_s_recorded_states():
+    refused(around(norse.LIF(record_states=True)), "Neuron '1' (LIF)", "record_states=True", "record_states=False")
 
 
 def test_norse_s_adjoint_method():
@@ -189,7 +192,7 @@ def test_a_model_without_spiking_neurons():
     net = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
     refused(
         net,
-        "no spiking neuron of snnTorch or Norse",
+        "no spiking neuron of snnTorch, Norse or SpikingJelly",
         "Sequential",
         "snntorch.Leaky or norse.torch.LIFCell",
         "CONTRIBUTING.md",
@@ -278,9 +281,7 @@ def test_a_rule_that_is_none(rule):
 
 @pytest.mark.filterwarnings("ignore:Inhibition is an unstable feature:UserWarning")
 def test_all_problems_are_reported_at_once():
-    net = nn.Sequential(
-        nn.LSTM(4, 4), snn.Alpha(0.9, 0.8), norse.LSNNCell(), nn.LazyLinear(4), snn.Leaky(0.9, inhibition=True)
-    )
+    net = nn.Sequential(nn.LSTM(4, 4), snn.Alpha(0.9, 0.8), norse.LSNNCell(), nn.LazyLinear(4), snn.SLSTM(4, 4))
     error = refused(net, layer_rules={"conv": RULE}, exclude=["lif"], learning_signal="x")
     expected = [
         "Layer '0'",
