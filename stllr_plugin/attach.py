@@ -13,7 +13,7 @@ from stllr_plugin.activations import resolve_psi
 from stllr_plugin.errors import AttachmentError, RuleError, STLLRWarning
 from stllr_plugin.hooks import Hook, OrphanHook
 from stllr_plugin.neurons import NeuronAdapter, StateKeeper, find_adapter, find_keeper, find_refusal
-from stllr_plugin.neurons.base import surrogate_problem
+from stllr_plugin.neurons.surrogates import other_surrogate, surrogate_name, surrogate_problem
 from stllr_plugin.rule import STLLRRule, resolve_rule
 from stllr_plugin.synapses import Synapse, find_synapse
 
@@ -36,6 +36,7 @@ class Plan:
         synapses: (name, module, type) of each synapse.
         neurons: (name, module, adapter) of each neuron.
         lifts: (name, module) of containers that loop over time.
+        recurrences: (name, module) of containers that feed their output back.
         rules: Rule chosen by name pattern, by synapse or neuron name.
         rule: The rule of everything else.
         output: Name and module whose output the loss sees; for direct feedback.
@@ -48,6 +49,7 @@ class Plan:
     synapses: list[tuple[str, nn.Module, Synapse]] = field(default_factory=list)
     neurons: list[tuple[str, nn.Module, NeuronAdapter]] = field(default_factory=list)
     lifts: list[tuple[str, nn.Module]] = field(default_factory=list)
+    recurrences: list[tuple[str, nn.Module]] = field(default_factory=list)
     rules: dict[str, STLLRRule] = field(default_factory=dict)
     output: tuple[str, nn.Module] | None = None
     other_parameters: list[str] = field(default_factory=list)
@@ -148,8 +150,11 @@ def _discover(model: nn.Module, exclude: tuple[str, ...], plan: Plan, problems: 
             if problem is not None:
                 problems.append(f"Synapse {where}: {problem}.")
             plan.synapses.append((name, module, synapse))
-        elif type(module).__name__ == "Lift" and type(module).__module__.startswith("norse."):
-            plan.lifts.append((name, module))
+        elif type(module).__module__.startswith("norse."):
+            if type(module).__name__ == "Lift":
+                plan.lifts.append((name, module))
+            elif type(module).__name__ == "RecurrentSequential":
+                plan.recurrences.append((name, module))
     if not plan.neurons and not problems:
         problems.append(
             f"no spiking neuron of snnTorch, Norse or SpikingJelly was found in this {type(model).__name__}. The "
@@ -194,18 +199,25 @@ def _assign_rules(plan: Plan, layer_rules: dict[str, str | STLLRRule], problems:
 
 def _check_rules(plan: Plan, problems: list[str]) -> None:
     """Where a rule relies on a neuron's own surrogate, that surrogate must serve."""
+    # Probed where the model is; a model on "meta" has no numbers to probe with.
+    weights = (p.device for _, module, _ in plan.synapses for p in module.parameters())
+    device = next((device for device in weights if device.type != "meta"), None)
     for name, module, adapter in plan.neurons:
         if not adapter.spiking or adapter.problems(module):
             continue
+        own = [one for key, one in plan.rules.items() if key.startswith(f"{name}.")]  # of the neuron's own weights
         rule = plan.rules.get(name, plan.rule)
-        needs_it = resolve_psi(rule.psi) is None or rule.propagate == "surrogate"
-        problem = surrogate_problem(adapter.spike_function(module)) if needs_it else None
+        no_psi = any(resolve_psi(one.psi) is None for one in (rule, *own))
+        if not no_psi and rule.propagate == "psi":
+            continue
+        spike_function = adapter.spike_function(module)
+        problem = surrogate_problem(spike_function, device)
         if problem is not None:
-            what = "psi=None" if resolve_psi(rule.psi) is None else 'propagate="surrogate"'
+            what = "psi=None" if no_psi else 'propagate="surrogate"'
             problems.append(
-                f"Neuron {name!r} ({type(module).__name__}): {what} uses the neuron's own surrogate, but {problem}. "
-                'Give the rule a psi of its own, e.g. psi="triangle" with propagate="psi", or the neuron another '
-                "surrogate."
+                f"Neuron {name!r} ({type(module).__name__}): {what} uses the neuron's own surrogate, "
+                f"{surrogate_name(module, spike_function)}, which cannot serve: {problem}. Give the neuron another, e.g. "
+                f'{other_surrogate(module)}, or the rule a psi of its own: psi="triangle" with propagate="psi".'
             )
 
 

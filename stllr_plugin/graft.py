@@ -143,6 +143,7 @@ class StepRecord:
         posts: Post-factor per rule.
         psi_carries: psi(v[t]) if psi carries the learning signal to the layer below, None if the neuron's own surrogate
             does.
+        gain: What a spike is multiplied with in the output, detached; None for 1.
         used: Whether a backward pass has come by.
     """
 
@@ -154,11 +155,14 @@ class StepRecord:
     inputs: list[SynapticInput]
     posts: dict[STLLRRule, PostFactor]
     psi_carries: Tensor | None
+    gain: Tensor | None = None
     used: bool = False
 
     def spike_gradients(self, delta: Tensor) -> list[Tensor | None]:
         """``sum_b delta_i e_ij`` for every input's weight, with e_ij of the input's rule."""
         gradients: list[Tensor | None] = [None] * len(self.inputs)
+        if self.gain is not None:
+            delta = delta * self.gain  # dL/dy of the output, which is the spike times the gain
         for rule, post in self.posts.items():
             members = [index for index, synaptic in enumerate(self.inputs) if synaptic.rule == rule]
             if not members:
@@ -233,11 +237,14 @@ class SpikeGraft(Function):
     """Identity on a neuron's spikes; delivers S-TLLR gradients to the weights that feed it."""
 
     @staticmethod
-    def forward(ctx: Any, record: StepRecord, spikes: Tensor, v: Tensor | None, *weights: Tensor) -> Tensor:
-        """Args: the record, y [B, ...], v = u - threshold (None if psi carries no signal), one weight per input."""
+    def forward(
+        ctx: Any, record: StepRecord, spikes: Tensor, v: Tensor | None, gain: Tensor | None, *weights: Tensor
+    ) -> Tensor:
+        """Args: the record, y [B, ...], v = u - threshold and the gain (None if psi carries no signal), weights."""
         ctx.stllr_boundary = True
         ctx.record = record
         ctx.v_dtype = None if v is None else v.dtype
+        ctx.fired = None if v is None or gain is None or not gain.requires_grad else (v > 0, gain.shape)
         ctx.set_materialize_grads(False)
         return spikes.detach()
 
@@ -255,11 +262,15 @@ class SpikeGraft(Function):
             return nothing
         with _without_autocast(delta):
             gradients = record.spike_gradients(delta)
-            carried = None
+            carried = gain = None
             if record.psi_carries is not None:
-                carried = (delta.to(record.psi_carries.dtype) * record.psi_carries).to(ctx.v_dtype)
+                signal = delta if record.gain is None else delta * record.gain
+                carried = (signal.to(record.psi_carries.dtype) * record.psi_carries).to(ctx.v_dtype)
+            if ctx.fired is not None:
+                fired, shape = ctx.fired
+                gain = (delta * fired).sum_to_size(shape)
         record.learner.count_capture()
-        return (None, delta if record.psi_carries is None else None, carried, *gradients)
+        return (None, delta if record.psi_carries is None else None, carried, gain, *gradients)
 
 
 class StateGraft(Function):

@@ -34,6 +34,7 @@ from stllr_plugin.sites import (
     ModuleSite,
     NeuronSite,
     OwnWeightSite,
+    RecurrenceCut,
     SynapseSite,
 )
 from stllr_plugin.streaming import OnlineRun, run_online, run_two_pass
@@ -156,6 +157,8 @@ class STLLRLearner(OptimizerFacade):
         self._handles += [site.module.register_forward_pre_hook(site) for site in self._kept]
         for name, module in plan.lifts:
             self._handles.append(module.register_forward_pre_hook(LiftGuard(self, name)))
+        for name, module in plan.recurrences:
+            self._handles.append(module.register_forward_pre_hook(RecurrenceCut(self, name), with_kwargs=True))
         for name, module in plan.excluded:
             self._handles.append(module.register_forward_hook(ExclusionHook(self, name)))
         self._handles += self.signal.attach()

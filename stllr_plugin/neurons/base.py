@@ -62,11 +62,16 @@ class NeuronStep:
             membrane that it returns. None where the neuron did not get that far.
         threshold_distance: v = u - threshold, still in the autograd graph; None for readouts without spikes.
         spikes: The spike output (a tensor of what the module returned, by identity); None for readouts.
+        gate: 0 where the neuron could not spike at this step whatever its membrane (refractory, inhibited), else 1; of
+            the shape of the membrane. It multiplies psi. None where every neuron could.
+        gain: What a spike is multiplied with in the output (graded spikes), in the autograd graph; None for 1.
     """
 
     membrane: Tensor | None
     threshold_distance: Tensor | None
     spikes: Tensor | None
+    gate: Tensor | None = None
+    gain: Tensor | None = None
 
 
 class MembraneTap:
@@ -174,10 +179,12 @@ class NeuronAdapter(ABC):
     Attributes:
         spiking: False for leaky-integrator readouts.
         weight_names: Attributes of the module that are synaptic weights used through ``torch.nn.functional.linear``.
+        delayed: Whether the neuron's own weights act on the membrane of the next step (see :meth:`delay`).
     """
 
     spiking: ClassVar[bool] = True
     weight_names: ClassVar[tuple[str, ...]] = ()
+    delayed: ClassVar[bool] = False
 
     @abstractmethod
     def matches(self, module: nn.Module) -> bool:
@@ -242,6 +249,31 @@ class NeuronAdapter(ABC):
         """Resets the states that the module keeps (by default none); with a mask [B], those samples only."""
         return
 
+    def is_sequence(self, module: nn.Module) -> bool:
+        """Whether the module takes [time, batch, ...]; the learner then feeds and accepts one time step per call."""
+        return False
+
+    def delay(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        mark: Callable[[Tensor, tuple[Tensor, ...]], Tensor],
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """For delayed neurons: marks the incoming state through which the input of the step before reaches u.
+
+        Args:
+            module: The neuron.
+            args: Positional arguments of the call, states detached.
+            kwargs: Keyword arguments of the call, states detached.
+            mark: To be called with that state and, for each of :attr:`weight_names`, a tensor of the shape of that
+                weight's input; returns the marked state.
+
+        Returns:
+            The arguments, with the marked state in place.
+        """
+        raise NotImplementedError
+
     def state_buffers(self, module: nn.Module) -> tuple[str, ...]:
         """Names of the buffers of this module that hold states."""
         return ()
@@ -259,7 +291,14 @@ class NeuronAdapter(ABC):
 
 
 class StateKeeper(ABC):
-    """What the learner knows of modules other than neurons that keep a state from step to step."""
+    """What the learner knows of modules other than neurons that keep a state from step to step.
+
+    Attributes:
+        accumulates: Whether the state is a running sum that the user's loss may read at the end of the sequence. It
+            then stays in the graph until a backward pass has used it.
+    """
+
+    accumulates: ClassVar[bool] = False
 
     @abstractmethod
     def matches(self, module: nn.Module) -> bool:
@@ -272,28 +311,3 @@ class StateKeeper(ABC):
     @abstractmethod
     def reset(self, module: nn.Module, mask: Tensor | None) -> None:
         """A fresh state; with a mask [B], for those samples only."""
-
-
-def surrogate_problem(spike_function: Callable[[Tensor], Tensor]) -> str | None:
-    """What makes a spike function useless as psi or for carrying a learning signal, or None if it serves.
-
-    The derivative is probed on v in [-4, 4]: it must exist, be finite, not negative, and not vanish everywhere.
-    """
-    probe = torch.linspace(-4.0, 4.0, 33)
-    try:
-        with torch.enable_grad():
-            leaf = probe.clone().requires_grad_()
-            spikes = spike_function(leaf)
-            if not spikes.requires_grad:
-                return "its spike function has no surrogate derivative"
-            (derivative,) = torch.autograd.grad(spikes.sum(), leaf)
-    except Exception as error:  # the library's own surrogates raise errors of any kind
-        return f"its surrogate raises {type(error).__name__}: {error}"
-    if not derivative.isfinite().all():
-        where = probe[~derivative.isfinite()]
-        return f"its surrogate derivative is not finite at v = {where[0].item():g}"
-    if (derivative < 0).any():
-        return f"its surrogate derivative is negative at v = {probe[derivative < 0][0].item():g}"
-    if not derivative.any():
-        return "its surrogate derivative is zero everywhere near the threshold"
-    return None

@@ -1,19 +1,21 @@
-"""Adapters for Norse 1.1 cells.
+"""Adapters for Norse 1.1 cells and sequence modules.
 
 Norse returns the membrane after the reset, so u is computed again from the input and the incoming state with the cell's
 own update formula. Both are seen by wrapping the instance's ``activation`` attribute, which every cell and sequence
-module calls once per step.
+module calls once per step. A sequence module (``LIF``, ``LIFRecurrent``, ...) is served where a call holds one step,
+``x[t : t + 1]``, as ``learner.stream`` feeds it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import norse.torch as norse
 import torch
 from norse.torch.functional.threshold import threshold
-from norse.torch.module import lift, snn
+from norse.torch.module import conv, snn
 from torch import Tensor, nn
 
 from stllr_plugin.errors import SequenceInputError
@@ -22,22 +24,13 @@ from stllr_plugin.neurons.base import (
     MembraneTap,
     NeuronAdapter,
     NeuronStep,
+    StateKeeper,
     map_tensors,
     register_adapter,
+    register_keeper,
     register_refusal,
 )
-
-_SUPPORTED = "LIFCell, LIFRecurrentCell, LIFBoxCell, IAFCell and, for readouts, LICell, LIBoxCell and LILinearCell"
-
-# Cells of Norse without a form of the rule, and why.
-_REFUSED: dict[str, str] = {
-    "CobaLIFCell": "its input has no effect on its state in Norse 1.1 (the conductances are overwritten)",
-    "LIFCorrelation": "its weights are arguments of each call, not parameters",
-    "LIFMCRecurrentCell": "its membrane is coupled between compartments after the spike decision",
-    "LIFMCRefracRecurrentCell": "its input is added after the spike decision, so no signal reaches the layers below",
-    "LSNNCell": "its input reaches the membrane one step later, so no signal reaches the layers below",
-    "LSNNRecurrentCell": "its input reaches the membrane one step later, so no signal reaches the layers below",
-}
+from stllr_plugin.synapses import Synapse, register_synapse
 
 
 def _lif(current: Tensor, state: Any, p: Any, dt: float) -> Tensor:
@@ -55,19 +48,89 @@ def _iaf(current: Tensor, state: Any, p: Any, dt: float) -> Tensor:
     return membrane
 
 
-# The membrane that is compared with the threshold, from the input current and the incoming state.
-_MEMBRANE: dict[type, Callable[[Tensor, Any, Any, float], Tensor]] = {
-    norse.LIFCell: _lif,
-    norse.LIF: _lif,
-    norse.LIFBoxCell: _lif_box,
-    norse.IAFCell: _iaf,
-    norse.LIFRecurrentCell: _lif,
+def _lif_ex(current: Tensor, state: Any, p: Any, dt: float, adaptation: Tensor | float = 0.0) -> Tensor:
+    leak = p.v_leak - state.v
+    growth = p.delta_T * torch.exp((state.v - p.v_th) / p.delta_T)
+    membrane: Tensor = state.v + dt * p.tau_mem_inv * (leak + growth + (state.i + current) - adaptation)
+    return membrane
+
+
+def _lif_adex(current: Tensor, state: Any, p: Any, dt: float) -> Tensor:
+    return _lif_ex(current, state, p, dt, state.a)
+
+
+def _izhikevich(current: Tensor, state: Any, p: Any, dt: float) -> Tensor:
+    change = p.sq * state.v**2 + p.mn * state.v + p.bias - state.u + current
+    membrane: Tensor = state.v + p.tau_inv * dt * change
+    return membrane
+
+
+@dataclass(frozen=True)
+class _Dynamics:
+    """How one family of neurons reaches its spike decision.
+
+    Attributes:
+        membrane: u from the input current, the incoming state, the parameters and dt.
+        part: Name of the inner neuron within states and parameters, for neurons with a refractory time around it.
+    """
+
+    membrane: Callable[[Tensor, Any, Any, float], Tensor]
+    part: str | None = None
+
+    def inner(self, value: Any) -> Any:
+        """The state or the parameters of the neuron that decides about spikes."""
+        return value if self.part is None else getattr(value, self.part)
+
+
+_FAMILIES: dict[_Dynamics, tuple[str, ...]] = {
+    _Dynamics(_lif): ("LIFCell", "LIF", "LIFRecurrentCell", "LIFRecurrent"),
+    _Dynamics(_lif_box): ("LIFBoxCell",),
+    _Dynamics(_iaf): ("IAFCell", "IAF"),
+    _Dynamics(_lif_ex): ("LIFExCell", "LIFEx", "LIFExRecurrentCell", "LIFExRecurrent"),
+    _Dynamics(_lif_adex): ("LIFAdExCell", "LIFAdEx", "LIFAdExRecurrentCell", "LIFAdExRecurrent"),
+    _Dynamics(_izhikevich): ("IzhikevichCell", "Izhikevich", "IzhikevichRecurrentCell", "IzhikevichRecurrent"),
+    _Dynamics(_lif, "lif"): ("LIFRefracCell", "LIFRefracRecurrentCell", "LIFRefracRecurrent"),
+    _Dynamics(_lif_adex, "lif_adex"): ("LIFAdExRefracCell", "LIFAdExRefracRecurrentCell", "LIFAdExRefracRecurrent"),
 }
-_RECURRENT = (norse.LIFRecurrentCell,)
+_DYNAMICS: dict[type, _Dynamics] = {
+    getattr(norse, name): dynamics for dynamics, names in _FAMILIES.items() for name in names
+}
+_DELAYED = (norse.LSNNRecurrentCell, norse.LSNNRecurrent)
+_READOUTS = (norse.LICell, norse.LI, norse.LIBoxCell)
+_RECURRENT_BASES = (snn.SNNRecurrentCell, snn.SNNRecurrent)
+
+_SUPPORTED = (
+    ", ".join(name for names in _FAMILIES.values() for name in names)
+    + "; with weights of their own LSNNRecurrentCell and LSNNRecurrent; for readouts LICell, LI, LIBoxCell and "
+    "LILinearCell"
+)
+
+# Neurons of Norse without a form of the rule: why, and what to use.
+_REFUSED: dict[str, str] = {
+    "CobaLIFCell": "its input has no effect on its state in Norse 1.1 (the conductances are overwritten); use LIFCell",
+    "LIFCorrelation": "its weights are arguments of each call, not parameters; use LIFRecurrentCell",
+    "LIFMCRecurrentCell": "its membrane is coupled between compartments after the spike decision; use LIFRecurrentCell",
+    "LIFMCRefracRecurrentCell": "its input is added after the spike decision, so no signal reaches the layers below; "
+    "use LIFRefracRecurrentCell",
+    "LSNNCell": "its input reaches the membrane one step later, so no signal reaches the layers below and the weights "
+    "before it; use LSNNRecurrentCell, whose own weights can be trained, or LIFAdExCell",
+    "LSNN": "its input reaches the membrane one step later, so no signal reaches the layers below and the weights "
+    "before it; use LSNNRecurrent, whose own weights can be trained, or LIFAdEx",
+}
 
 
 class _NorseAdapter(NeuronAdapter):
-    """What all Norse cells share: states go in and out as named tuples."""
+    """What all Norse neurons share: states go in and out as named tuples."""
+
+    def inner(self, module: nn.Module, value: Any) -> Any:
+        """Of a state or of the parameters: the part that holds the membrane."""
+        return value
+
+    def problems(self, module: nn.Module) -> list[str]:
+        """See the base class."""
+        if getattr(module, "record_states", False):
+            return ["record_states=True changes the shape of the state that comes back; use record_states=False"]
+        return []
 
     def detach_states(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -81,32 +144,48 @@ class _NorseAdapter(NeuronAdapter):
             args = (args[0], state, *args[2:])
         else:
             kwargs = {**kwargs, "state": state}
-        return args, kwargs, state.v
+        return args, kwargs, self.inner(module, state).v
 
     def returned_membrane(self, module: nn.Module, output: Any) -> Tensor | None:
         """See the base class."""
-        membrane: Tensor = output[1].v
+        membrane: Tensor = self.inner(module, output[1]).v
         return membrane
 
     def spike_function(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
         """See the base class."""
-        p: Any = module.p
+        p: Any = self.inner(module, module.p)
         return lambda v: threshold(v, p.method, p.alpha)
+
+    def is_sequence(self, module: nn.Module) -> bool:
+        """See the base class."""
+        return isinstance(module, (snn.SNN, snn.SNNRecurrent))
 
 
 @register_adapter
 class NorseSpikingAdapter(_NorseAdapter):
-    """LIFCell, LIFBoxCell, IAFCell, and the sequence module LIF fed with one step per call."""
+    """Neurons without weights of their own; sequence modules where a call holds one step."""
 
     def matches(self, module: nn.Module) -> bool:
         """See the base class."""
-        return isinstance(module, tuple(_MEMBRANE)) and not isinstance(module, _RECURRENT)
+        return isinstance(module, tuple(_DYNAMICS)) and not isinstance(module, _RECURRENT_BASES)
+
+    def dynamics(self, module: nn.Module) -> _Dynamics:
+        """The formulas of this neuron."""
+        return next(dynamics for kind, dynamics in _DYNAMICS.items() if isinstance(module, kind))
+
+    def inner(self, module: nn.Module, value: Any) -> Any:
+        """See the base class."""
+        return self.dynamics(module).inner(value)
 
     def problems(self, module: nn.Module) -> list[str]:
         """See the base class."""
-        if module.p.method == "adjoint":  # type: ignore[union-attr]
-            return ['method="adjoint" replaces the whole step by its own backward; use another method, e.g. "super"']
-        return []
+        found = super().problems(module)
+        method = self.inner(module, module.p).method
+        if method == "adjoint" or "adjoint" in getattr(module.activation, "__name__", ""):
+            found.append(
+                'method="adjoint" replaces the whole step by its own backward; use another method, e.g. "super"'
+            )
+        return found
 
     def make_tap(self, module: nn.Module) -> MembraneTap:
         """See the base class."""
@@ -118,42 +197,91 @@ class NorseSpikingAdapter(_NorseAdapter):
         if len(tap.calls) > 1:
             raise SequenceInputError(
                 f"{type(module).__name__} received {len(tap.calls)} time steps in one call. An online rule needs one: "
-                "feed slices x[t : t + 1] and carry the state, or use the cell version of this neuron."
+                "loop with `for output in learner.stream(x)`, feed slices x[t : t + 1] and carry the state, or use the "
+                "cell version of this neuron."
             )
         if not tap.calls:
             return NeuronStep(None, None, spikes)
         current, state, *_ = tap.calls[0]
-        p: Any = module.p
-        dt: Any = module.dt
         if tap.currents:
             current = sum(tap.currents[1:], tap.currents[0])
-        formula = next(f for kind, f in _MEMBRANE.items() if isinstance(module, kind))
-        membrane = formula(current, state, p, dt)
+        membrane, v, gate = self.decide(module, current, state)
         if membrane.dim() < spikes.dim():  # a sequence module: its one step keeps the time dimension
-            membrane = membrane.unsqueeze(0)
-        return NeuronStep(membrane, membrane - p.v_th, spikes)
+            membrane, v = membrane.unsqueeze(0), v.unsqueeze(0)
+            gate = None if gate is None else gate.unsqueeze(0)
+        return NeuronStep(membrane, v, spikes, gate)
+
+    def decide(self, module: nn.Module, current: Tensor, state: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        """u, u - threshold and the gate of one step."""
+        dynamics = self.dynamics(module)
+        p = dynamics.inner(module.p)
+        membrane = dynamics.membrane(current, dynamics.inner(state), p, module.dt)  # type: ignore[arg-type]
+        # While the counter rho runs a neuron is refractory: its spikes are blocked, whatever its membrane.
+        gate = None if dynamics.part is None else (state.rho <= 0).to(membrane.dtype)
+        return membrane, membrane - p.v_th, gate
 
 
 @register_adapter
 class NorseRecurrentAdapter(NorseSpikingAdapter):
-    """LIFRecurrentCell, which owns its input and recurrent weights."""
+    """Neurons that own their input and recurrent weights."""
 
     weight_names: ClassVar[tuple[str, ...]] = ("input_weights", "recurrent_weights")
 
     def matches(self, module: nn.Module) -> bool:
         """See the base class."""
-        return isinstance(module, _RECURRENT)
+        return isinstance(module, tuple(_DYNAMICS)) and isinstance(module, _RECURRENT_BASES)
+
+
+@register_adapter
+class NorseDelayedAdapter(NorseRecurrentAdapter):
+    """LSNNRecurrentCell and LSNNRecurrent: what comes in at a step reaches the membrane at the next one.
+
+    Their threshold adapts. Nothing flows to the layers below them, since no path leads there within a time step.
+    """
+
+    delayed: ClassVar[bool] = True
+
+    def matches(self, module: nn.Module) -> bool:
+        """See the base class."""
+        return isinstance(module, _DELAYED)
+
+    def inner(self, module: nn.Module, value: Any) -> Any:
+        """See the base class."""
+        return value
+
+    def decide(self, module: nn.Module, current: Tensor, state: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        """See the base class; the current of this step plays no part."""
+        p: Any = module.p
+        dt: Any = module.dt
+        membrane: Tensor = state.v + dt * p.tau_mem_inv * ((p.v_leak - state.v) + state.i)
+        adapted = state.b + dt * p.tau_adapt_inv * (p.v_th - state.b)
+        return membrane, membrane - adapted, None
+
+    def delay(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        mark: Callable[[Tensor, tuple[Tensor, ...]], Tensor],
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """See the base class; the synaptic current i is what carries the input of the step before."""
+        state = args[1] if len(args) > 1 else kwargs.get("state")
+        if state is None:
+            state = map_tensors(module.state_fallback(args[0]), torch.Tensor.detach)  # type: ignore[operator]
+        first = args[0][0] if self.is_sequence(module) else args[0]
+        state = state._replace(i=mark(state.i, (first, state.z)))
+        return (args[0], state), {}
 
 
 @register_adapter
 class NorseReadoutAdapter(_NorseAdapter):
-    """LICell and LIBoxCell: leaky integrators that never spike."""
+    """LICell, LI and LIBoxCell: leaky integrators that never spike."""
 
     spiking: ClassVar[bool] = False
 
     def matches(self, module: nn.Module) -> bool:
         """See the base class."""
-        return isinstance(module, (norse.LICell, norse.LIBoxCell))
+        return isinstance(module, _READOUTS)
 
     def make_tap(self, module: nn.Module) -> MembraneTap:
         """See the base class; the membrane is the output, so there is nothing to tap."""
@@ -161,6 +289,11 @@ class NorseReadoutAdapter(_NorseAdapter):
 
     def read_step(self, module: nn.Module, tap: MembraneTap, output: Any) -> NeuronStep:
         """See the base class."""
+        if self.is_sequence(module) and output[0].shape[0] > 1:
+            raise SequenceInputError(
+                f"{type(module).__name__} received {output[0].shape[0]} time steps in one call. An online rule needs "
+                "one: loop with `for output in learner.stream(x)`, or feed slices x[t : t + 1] and carry the state."
+            )
         return NeuronStep(output[0], None, None)
 
 
@@ -180,14 +313,55 @@ def _refuse(module: nn.Module) -> str | None:
     names = [kind.__name__ for kind in type(module).__mro__ if kind.__module__.startswith("norse.")]
     for name in names:
         if name in _REFUSED:
-            return f"{_REFUSED[name]}; supported: {_SUPPORTED}"
-    if isinstance(module, (snn.SNN, snn.SNNRecurrent)):
-        return f"it runs all time steps in one call; use its cell, one step at a time. Supported: {_SUPPORTED}"
-    if isinstance(module, (snn.SNNCell, snn.SNNRecurrentCell)):
-        return f"this neuron is not supported yet; supported: {_SUPPORTED}"
+            return f"{_REFUSED[name]}. Supported: {_SUPPORTED}"
+    if isinstance(module, (snn.SNN, snn.SNNCell, *_RECURRENT_BASES)):
+        return f"this neuron is not known; supported: {_SUPPORTED}, and their subclasses"
     return None
 
 
-def lifted_steps(module: nn.Module, x: Tensor) -> int | None:
-    """Number of time steps that a ``norse.torch.Lift`` is about to run, or None for another module."""
-    return x.shape[0] if isinstance(module, lift.Lift) else None
+class _Regularization(StateKeeper):
+    """RegularizationCell, which sums something (spikes, membranes) over the steps for a term in the loss."""
+
+    accumulates: ClassVar[bool] = True
+
+    def matches(self, module: nn.Module) -> bool:
+        """See the base class."""
+        return isinstance(module, norse.RegularizationCell)
+
+    def change(self, module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+        """See the base class."""
+        cell: Any = module
+        cell.state = map_tensors(cell.state, change)
+
+    def reset(self, module: nn.Module, mask: Tensor | None) -> None:
+        """See the base class; a sum over the batch cannot be reset for some samples, and goes on."""
+        if mask is None:
+            module.state = None  # type: ignore[assignment]
+
+
+register_keeper(_Regularization())
+
+
+@register_synapse(conv.LConv2d)
+class LConv2dSynapse(Synapse):
+    """A 2-d convolution [T, B, C, H, W] that Norse computes as a 3-d one with time as its last dimension."""
+
+    input_name = "input_tensor"
+
+    def weight_gradient(self, module: nn.Module, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
+        """See the base class."""
+        layer: Any = module
+        gradient: Tensor = torch.ops.aten.convolution_backward(
+            g.permute(1, 2, 3, 4, 0),
+            x.permute(1, 2, 3, 4, 0),
+            weight,
+            None,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            False,
+            (0, 0, 0),
+            layer.groups,
+            (False, True, False),
+        )[1]
+        return gradient

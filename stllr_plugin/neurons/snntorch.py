@@ -1,8 +1,8 @@
-"""Adapter for snnTorch 1.x neurons.
+"""Adapters for snnTorch 1.x neurons.
 
-u is the argument of the neuron's own ``fire`` method, tapped on the instance: exact for every reset mechanism, delay
-and quantisation, and it works for user subclasses that call ``self.fire``. (``spike_grad`` cannot be tapped: it runs
-twice per step.)
+u is the argument of the neuron's own ``fire`` (or ``fire_inhibition``) method, tapped on the instance: exact for every
+reset mechanism, delay and quantisation, and it works for user subclasses that call ``self.fire``. (``spike_grad``
+cannot be tapped in general: it runs twice per step.)
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any
 import snntorch
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
+from stllr_plugin.errors import StateError
 from stllr_plugin.neurons.base import (
     AttributeTap,
     MembraneTap,
@@ -33,17 +35,17 @@ _STATES: dict[type, tuple[str, ...]] = {
     snntorch.Lapicque: ("mem",),
 }
 
+_DeltaLeaky = snntorch.DeltaLeaky
+
 # Neurons of snnTorch without a form of the rule: why, and what to use.
 _REFUSED: dict[str, str] = {
     "Alpha": "its membrane does not depend on the input of the same time step (du[t]/dI[t] = 0), so no learning signal "
     "could reach the layers below; use snntorch.Synaptic",
-    "DeltaLeaky": "its spikes compare changes of the membrane, which is not supported yet; use snntorch.Leaky",
     "SLSTM": "its gates multiply, so its weights have no eligibility psi * trace; use snntorch.RSynaptic",
     "SConv2dLSTM": "its gates multiply, so its weights have no eligibility psi * trace; use snntorch.RSynaptic",
-    "LeakyParallel": "it runs all time steps in one call, not one at a time; use nn.Linear and snntorch.Leaky",
-    "StateLeaky": "it runs all time steps in one call, not one at a time; use snntorch.Leaky",
-    "LinearLeaky": "it runs all time steps in one call, not one at a time; use nn.Linear and snntorch.Leaky",
-    "AssociativeLeaky": "it runs all time steps in one call, not one at a time; use snntorch.Leaky",
+    "LeakyParallel": "it hides all time steps, and its weights, in one torch.nn.RNN; use nn.Linear and snntorch.Leaky",
+    "AssociativeLeaky": "its state is an outer product of its inputs, so its weights have no eligibility psi * trace; "
+    "use snntorch.Leaky",
 }
 
 
@@ -53,28 +55,18 @@ class SnnTorchAdapter(NeuronAdapter):
 
     def matches(self, module: nn.Module) -> bool:
         """See the base class."""
-        return isinstance(module, tuple(_STATES)) and _refusal(module) is None
+        known = isinstance(module, tuple(_STATES)) and not isinstance(module, _DeltaLeaky)
+        return known and _refusal(module) is None
 
     def problems(self, module: nn.Module) -> list[str]:
         """See the base class."""
-        found = []
-        neuron: Any = module
-        if neuron.inhibition:
-            found.append("inhibition=True (winner takes all) is not supported yet; use inhibition=False")
-        if neuron.state_quant:
-            found.append("state_quant is not supported yet; train without it")
-        factor = neuron.graded_spikes_factor
-        if isinstance(factor, nn.Parameter) or not bool((factor == 1).all()):
-            found.append(
-                "graded_spikes_factor other than 1 is not supported yet; scale the spikes outside of the neuron"
-            )
-        if isinstance(module, snntorch.RSynaptic) and not neuron.reset_delay:
-            found.append("reset_delay=False is ignored or raises in snnTorch's RSynaptic; use reset_delay=True")
-        return found
+        if isinstance(module, snntorch.RSynaptic) and not module.reset_delay:
+            return ["reset_delay=False is ignored or raises in snnTorch's RSynaptic; use reset_delay=True"]
+        return []
 
     def make_tap(self, module: nn.Module) -> MembraneTap:
         """See the base class."""
-        return AttributeTap(module, "fire")
+        return AttributeTap(module, "fire_inhibition" if module.inhibition else "fire")
 
     def state_buffers(self, module: nn.Module) -> tuple[str, ...]:
         """See the base class."""
@@ -84,6 +76,13 @@ class SnnTorchAdapter(NeuronAdapter):
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any], Tensor | None]:
         """See the base class."""
+        if module.inhibition:
+            shape = next(iter((*args, *kwargs.values()))).shape
+            if len(shape) != 2:
+                raise StateError(
+                    f"A neuron with inhibition=True received an input of shape {tuple(shape)}. snnTorch finds the "
+                    "winner among the units of [batch, units] only: flatten the input, or use inhibition=False."
+                )
         names = self.state_buffers(module)
         states: dict[str, Any] = {name: module._buffers.get(name) for name in names}
         if len(args) > 1 or len(kwargs) > 1 or (kwargs and "input_" not in kwargs):
@@ -106,8 +105,13 @@ class SnnTorchAdapter(NeuronAdapter):
         spikes = output[0] if isinstance(output, tuple) else output
         if not tap.calls:
             return NeuronStep(None, None, spikes)
-        (membrane,) = tap.calls[-1]
-        return NeuronStep(membrane, membrane - module.threshold, spikes)
+        *_, membrane = tap.calls[-1]
+        neuron: Any = module
+        v = membrane - neuron.threshold
+        if neuron.inhibition:  # only the largest v of each sample may spike; the graded factor is not applied
+            winner = v.detach().argmax(1, keepdim=True)
+            return NeuronStep(membrane, v, spikes, gate=torch.zeros_like(v).scatter_(1, winner, 1.0))
+        return NeuronStep(membrane, v, spikes, gain=_gain(neuron.graded_spikes_factor))
 
     def replace(self, module: nn.Module, output: Any, change: Callable[[Tensor], Tensor]) -> Any:
         """See the base class."""
@@ -131,12 +135,82 @@ class SnnTorchAdapter(NeuronAdapter):
         for name in self.state_buffers(module):
             state = module._buffers[name]
             if state is not None and state.dim() > 0 and state.shape[0] == mask.shape[0]:
-                rows = mask.to(state.device).view(-1, *[1] * (state.dim() - 1))
-                module._buffers[name] = torch.where(rows, torch.zeros_like(state), state.detach())
+                module._buffers[name] = _cleared(state, mask)
 
 
 def _detached(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
+
+
+# Whether a factor of graded spikes is the constant 1, by tensor: (its version, the answer). Reading a value waits for
+# the device, so it is done again only after the tensor has changed.
+_IS_ONE = WeakTensorKeyDictionary()
+
+
+def _gain(factor: Tensor) -> Tensor | None:
+    """The factor of graded spikes, None where it is the constant 1."""
+    if factor.requires_grad:
+        return factor
+    known = _IS_ONE.get(factor)
+    if known is None or known[0] != factor._version:
+        known = _IS_ONE[factor] = (factor._version, bool((factor == 1).all()))
+    return None if known[1] else factor
+
+
+@register_adapter
+class DeltaLeakyAdapter(SnnTorchAdapter):
+    """DeltaLeaky, which compares the change of its membrane: u = abs(mem[t] - mem[t-1]).
+
+    Threshold, reset, inhibition, quantisation and graded spikes, whose arguments it takes from Leaky, play no part in
+    its forward pass.
+    """
+
+    def matches(self, module: nn.Module) -> bool:
+        """See the base class."""
+        return isinstance(module, _DeltaLeaky)
+
+    def problems(self, module: nn.Module) -> list[str]:
+        """See the base class."""
+        return []
+
+    def make_tap(self, module: nn.Module) -> MembraneTap:
+        """See the base class; this neuron has no ``fire``, and calls ``spike_grad`` once."""
+        return AttributeTap(module, "spike_grad")
+
+    def detach_states(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any], Tensor | None]:
+        """See the base class; the state is a pair (membrane, membrane before), either of which may be None."""
+        neuron: Any = module
+        given = args[1] if len(args) > 1 else kwargs.get("mem")
+        if given is None:
+            neuron.mem, neuron.mem_prev = _detached(neuron.mem), _detached(neuron.mem_prev)
+            return args, kwargs, neuron.mem
+        given = tuple(_detached(state) for state in given)
+        if len(args) > 1:
+            return (args[0], given, *args[2:]), kwargs, given[0]
+        return args, {**kwargs, "mem": given}, given[0]
+
+    def read_step(self, module: nn.Module, tap: MembraneTap, output: Any) -> NeuronStep:
+        """See the base class; u - delta_threshold is what ``spike_grad`` is given."""
+        if not tap.calls:
+            return NeuronStep(None, None, output[0])
+        (v,) = tap.calls[-1]
+        return NeuronStep(v, v, output[0])
+
+    def replace(self, module: nn.Module, output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+        """See the base class."""
+        neuron: Any = module
+        neuron.mem, neuron.mem_prev = change(neuron.mem), change(neuron.mem_prev)
+        return map_tensors(output, change)
+
+    def reset_states(self, module: nn.Module, mask: Tensor | None) -> None:
+        """See the base class."""
+        neuron: Any = module
+        if mask is None:
+            neuron.reset_mem()
+        elif isinstance(neuron.mem, Tensor):
+            neuron.mem, neuron.mem_prev = _cleared(neuron.mem, mask), _cleared(neuron.mem_prev, mask)
 
 
 def _refusal(module: nn.Module) -> str | None:
@@ -147,12 +221,17 @@ def _refusal(module: nn.Module) -> str | None:
     return None
 
 
+def _cleared(state: Tensor, mask: Tensor) -> Tensor:
+    rows = mask.to(state.device).view(-1, *[1] * (state.dim() - 1))
+    return torch.where(rows, torch.zeros_like(state), state.detach())
+
+
 @register_refusal
 def _refuse(module: nn.Module) -> str | None:
     reason = _refusal(module)
     if reason is not None:
         return reason
-    if not isinstance(module, snntorch.SpikingNeuron) or isinstance(module, tuple(_STATES)):
+    if not isinstance(module, snntorch.SpikingNeuron) or isinstance(module, (*_STATES, _DeltaLeaky)):
         return None
     return f"this neuron is not known; supported: {', '.join(kind.__name__ for kind in _STATES)} and their subclasses"
 

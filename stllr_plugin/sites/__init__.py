@@ -2,7 +2,7 @@
 
 from stllr_plugin.sites.excluded import ExclusionHook
 from stllr_plugin.sites.kept import KeptStateSite
-from stllr_plugin.sites.lift import LiftGuard
+from stllr_plugin.sites.lift import LiftGuard, RecurrenceCut
 from stllr_plugin.sites.model import ModelSite
 from stllr_plugin.sites.neuron import NeuronSite
 from stllr_plugin.sites.synapse import ModuleSite, OwnWeightSite, SynapseSite
@@ -15,5 +15,6 @@ __all__ = [
     "ModuleSite",
     "NeuronSite",
     "OwnWeightSite",
+    "RecurrenceCut",
     "SynapseSite",
 ]

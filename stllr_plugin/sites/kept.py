@@ -36,7 +36,7 @@ class KeptStateSite(Hook):
             self._evaluated = False
             if self.learner.supervision.clock < 0:
                 self.keeper.reset(module, None)  # what an evaluation between two sequences left behind
-        self.keeper.change(module, Tensor.detach)
+        self.keeper.change(module, _cut_if_used if self.keeper.accumulates else Tensor.detach)
 
     def reset(self, mask: Tensor | None) -> None:
         """Fresh states; with a mask [B], for those samples only."""
@@ -45,3 +45,17 @@ class KeptStateSite(Hook):
     def release(self) -> None:
         """Cuts the state off the graph, when the learner leaves the model."""
         self.keeper.change(self.module, Tensor.detach)
+
+
+def _cut_if_used(total: Tensor) -> Tensor:
+    """Cuts a running sum off the graph once a backward pass has come by; until then a loss on it needs the graph."""
+    todo = [total.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is None:
+            continue
+        record = getattr(node, "record", None)
+        if record is not None:  # the newest step that is in the sum: all earlier ones fared alike
+            return total.detach() if record.used else total
+        todo += [following for following, _ in node.next_functions]
+    return total

@@ -12,7 +12,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stllr_plugin.activations import Psi, resolve_psi
 from stllr_plugin.errors import SequenceInputError, StateError
-from stllr_plugin.graft import PostFactor, SpikeGraft, StateGraft, StepRecord, SynapseCall, SynapticInput, find_calls
+from stllr_plugin.graft import (
+    PostFactor,
+    SpikeGraft,
+    StateGraft,
+    StepRecord,
+    SynapseCall,
+    SynapticInput,
+    Tag,
+    find_calls,
+)
 from stllr_plugin.hooks import Hook, eager, refuse_recomputation
 from stllr_plugin.neurons.base import NeuronAdapter, NeuronStep
 from stllr_plugin.rule import STLLRRule
@@ -104,6 +113,8 @@ class NeuronSite:
         returned = any(traces.returned(membrane) for traces in self.sequences.values())
         fresh = membrane is None or (known and not returned and not bool(membrane.any()))
         self._recover()
+        if self.adapter.delayed:
+            args, kwargs = self._mark_delayed(args, kwargs, fresh)
         mode = None
         if self.own_weights:
             mode = OwnWeights(self.module, self.own_weights, self.tap.currents)
@@ -112,6 +123,35 @@ class NeuronSite:
         self.tap.clear()
         self.tap.open = True
         return args, kwargs
+
+    def _mark_delayed(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], fresh: bool
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Puts the synapse calls of the step before into the graph of this one, which is where they reach u.
+
+        At the first step they are calls on an input of zeros.
+        """
+        x = args[0] if args else next(iter(kwargs.values()))
+        if x.requires_grad:
+            raise StateError(
+                f"Neuron {self.name!r} ({type(self.module).__name__}) passes no learning signal to the layers below, "
+                "since its input reaches its membrane one step later: they would learn nothing. Make it the first "
+                'layer with trainable weights, use a signal that reaches each layer directly (learning_signal="dfa", '
+                '"drtp", "local" or "tess"), or another neuron.'
+            )
+
+        def mark(state: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
+            for site, like in zip(self.own_weights, inputs, strict=True):
+                call = None if fresh else site.last_call
+                if call is None:
+                    zeros = torch.zeros_like(like).detach()
+                    weight = getattr(self.module, site.weight_name)
+                    call = SynapseCall(site, zeros, zeros._version, weight, self.learner.next_order())
+                if call.weight.requires_grad:
+                    state = Tag.apply(call, state, call.weight)
+            return state
+
+        return self.adapter.delay(self.module, args, kwargs, mark)
 
     def _recover(self) -> None:
         """Cleans up after a call that was cut off where torch runs no more hooks (Ctrl-C)."""
@@ -184,7 +224,8 @@ class NeuronSite:
             result = self.adapter.replace(self.module, output, torch.Tensor.detach)
         else:
             root = get_gradient_edge(membrane) if calls else None
-            record = StepRecord(index, supervision, learner, root, [], inputs, posts, psi_carries)
+            gain = None if step.gain is None else step.gain.detach()
+            record = StepRecord(index, supervision, learner, root, [], inputs, posts, psi_carries, gain)
             result = self._graft(record, step, output)
         traces.remember(self.adapter.returned_membrane(self.module, result))
         return result
@@ -240,7 +281,8 @@ class NeuronSite:
         def psi_of(rule: STLLRRule) -> Tensor:
             psi = resolve_psi(rule.psi)
             if psi not in values:
-                values[psi] = self._psi(psi, v)
+                value = self._psi(psi, v)
+                values[psi] = value if step.gate is None else value * step.gate
             return values[psi]
 
         posts: dict[STLLRRule, PostFactor] = {}
@@ -278,9 +320,9 @@ class NeuronSite:
         if spikes is not None:
             if record.psi_carries is not None:
                 v = step.threshold_distance
-                grafted = SpikeGraft.apply(record, spikes.detach(), v, *weights)
+                grafted = SpikeGraft.apply(record, spikes.detach(), v, step.gain, *weights)
             else:
-                grafted = SpikeGraft.apply(record, spikes, None, *weights)
+                grafted = SpikeGraft.apply(record, spikes, None, None, *weights)
             new[id(spikes)] = self.learner.signal.hidden(self, grafted)
 
         states: dict[int, Tensor] = {}

@@ -24,6 +24,7 @@ class SynapseSite:
         name: Module name (of a neuron's own weight: ``"<neuron>.<weight name>"``).
         learner: The learner.
         rule: Rule chosen for this synapse by name, or None to use the rule of the neuron that it feeds.
+        last_call: The latest call of this sequence.
     """
 
     def __init__(self, learner: STLLRLearner, name: str, rule: STLLRRule | None) -> None:
@@ -38,6 +39,7 @@ class SynapseSite:
     def begin(self) -> None:
         """Begins a sequence."""
         self._gate = None
+        self.last_call: SynapseCall | None = None
         self._first_call: SynapseCall | None = None
         self._first_clock: int | None = None
 
@@ -72,6 +74,7 @@ class SynapseSite:
         call = SynapseCall(self, x.detach(), x._version, weight, learner.next_order(), output.shape, step, gate)
         if first:
             self._first_call = call
+        self.last_call = call
         return Tag.apply(call, output, weight)  # type: ignore[no-any-return]
 
     def weight_gradient(self, call: SynapseCall, x: Tensor, g: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
 
 from stllr_plugin import AttachmentError, RuleError, STLLRLearner, STLLRRule
+from stllr_plugin.activations import NAMED
+from stllr_plugin.surrogates import SurrogateSpike
 from tests.contracts.networks import RULE, Deep, Explicit, Hidden, NorseCells, adam, build
 
 
@@ -129,23 +131,92 @@ def test_norse_s_adjoint_method():
     refused(around(neuron), "Neuron '1' (LIFCell)", 'method="adjoint"', 'use another method, e.g. "super"')
 
 
-UNUSABLE = {
-    "triangular": (surrogate.triangular(), "negative"),
-    "disabled": (None, "no surrogate derivative"),
-    "zero": (surrogate.custom_surrogate(lambda input_, grad, spikes: 0 * grad), "is zero everywhere"),
-    "sigmoid": (surrogate.sigmoid(slope=25), "not finite at v = -4"),
-    "LSO": (surrogate.LSO(), "raises"),
+UNUSABLE: dict[str, tuple[Any, str, str]] = {
+    "straight_through": (surrogate.straight_through_estimator(), "surrogate.straight_through_estimator()", "fall off"),
+    "triangular": (surrogate.triangular(), "surrogate.triangular(threshold=1)", "negative at v = 0"),
+    "heaviside": (surrogate.heaviside(), "surrogate.heaviside()", "does not fall off: 1 at the threshold, 1 at v ="),
+    "sigmoid": (surrogate.sigmoid(slope=25), "surrogate.sigmoid(slope=25)", "not finite at v = -4"),
+    "escape": (surrogate.spike_rate_escape(), "spike_rate_escape(beta=1, slope=25)", "largest at v = 1 (25)"),
+    "SSO": (surrogate.SSO(), "surrogate.SSO(mean=0, variance=0.2)", "differs from call to call"),
+    "LSO": (surrogate.LSO(), "surrogate.LSO(slope=0.1)", "raises TypeError"),
+    "SFS": (surrogate.SFS(B=1), "surrogate.SFS(B=1, slope=25)", "largest at v = 1.25"),
+    "apply": (surrogate.FastSigmoid.apply, "surrogate.FastSigmoid.apply", "raises"),
+    "disabled": (None, "surrogate_disable=True", "no surrogate derivative"),
+    "zero": (surrogate.custom_surrogate(lambda v, grad, spikes: 0 * grad), "custom_surrogate(func=", "zero everywhere"),
+    "periodic": (SurrogateSpike(torch.cos), "surrogates.SurrogateSpike", "negative at v = -4"),
 }
+NEEDS_IT = pytest.mark.parametrize(
+    "rule", [STLLRRule(psi=None), STLLRRule(propagate="surrogate")], ids=["psi=None", "propagate"]
+)
 
 
 @pytest.mark.parametrize("case", UNUSABLE)
-@pytest.mark.parametrize("rule", [STLLRRule(psi=None), STLLRRule(propagate="surrogate")], ids=["psi=None", "propagate"])
-def test_a_surrogate_that_cannot_serve_is_refused_where_the_rule_needs_it(case, rule):
-    spike_grad, found = UNUSABLE[case]
+@NEEDS_IT
+def test_a_surrogate_that_cannot_serve_is_refused_by_name_where_the_rule_needs_it(case, rule):
+    spike_grad, name, found = UNUSABLE[case]
     options = {"surrogate_disable": True} if spike_grad is None else {"spike_grad": spike_grad}
     net = nn.Sequential(nn.Linear(4, 4), snn.Leaky(0.9, **options))
-    refused(net, "Neuron '1' (Leaky)", found, 'psi="triangle" with propagate="psi"', rule=rule)
+    error = refused(net, "Neuron '1' (Leaky)", name, found, "surrogate.atan()", rule=rule)
+    assert 'psi="triangle" with propagate="psi"' in str(error)
     STLLRLearner(net, rule=RULE).detach()
+
+
+@pytest.mark.parametrize(("method", "found"), [("heaviside", "no surrogate derivative"), ("logistic", "ValueError")])
+@NEEDS_IT
+def test_norse_methods_that_cannot_serve(method, found, rule):
+    net = nn.Sequential(nn.Linear(4, 4), norse.LIFCell(norse.LIFParameters(method=method)))
+    refused(
+        net, "Neuron '1' (LIFCell)", f'method="{method}", which cannot serve', found, 'e.g. method="super"', rule=rule
+    )
+    STLLRLearner(net, rule=RULE).detach()
+
+
+SERVING: dict[str, Callable[[], nn.Module]] = {
+    "default": lambda: snn.Leaky(0.9),
+    "atan": lambda: snn.Leaky(0.9, spike_grad=surrogate.atan(alpha=5.0)),
+    "fast_sigmoid": lambda: snn.Leaky(0.9, spike_grad=surrogate.fast_sigmoid(slope=100)),
+    "sigmoid": lambda: snn.Leaky(0.9, spike_grad=surrogate.sigmoid(slope=5)),
+    "wide-sigmoid": lambda: snn.Leaky(0.9, spike_grad=surrogate.sigmoid(slope=0.01)),
+    "custom": lambda: snn.Leaky(0.9, spike_grad=surrogate.custom_surrogate(lambda v, g, s: g * (v.abs() < 0.5))),
+    "off-centre": lambda: snn.Leaky(0.9, spike_grad=SurrogateSpike(lambda v: torch.exp(-((v - 0.2) ** 2)))),
+    **{name: lambda name=name: snn.Leaky(0.9, spike_grad=SurrogateSpike(name)) for name in NAMED},
+    **{
+        f"norse-{method}-{alpha}": lambda method=method, alpha=alpha: norse.LIFCell(
+            norse.LIFParameters(method=method, alpha=torch.tensor(alpha))
+        )
+        for method in ("super", "triangle", "tanh", "circ", "heavi_erfc")
+        for alpha in (1.0, 100.0)  # 100 is the default
+    },
+}
+
+
+@pytest.mark.parametrize("case", SERVING)
+@NEEDS_IT
+def test_a_surrogate_that_serves_is_taken(case, rule):
+    STLLRLearner(nn.Sequential(nn.Linear(4, 4), SERVING[case]()), rule=rule).detach()
+
+
+def test_surrogates_of_spikingjelly():
+    package = pytest.importorskip("spikingjelly.activation_based")
+    for name, found in {"DeterministicPass": "does not fall off", "LeakyKReLU": "does not fall off"}.items():
+        node = package.neuron.LIFNode(surrogate_function=getattr(package.surrogate, name)())
+        net = nn.Sequential(nn.Linear(4, 4), node)
+        refused(net, f"surrogate.{name}, which cannot serve", found, "surrogate.ATan()", rule=STLLRRule(psi=None))
+    for name in ("Sigmoid", "ATan", "PiecewiseQuadratic", "S2NN", "QPseudoSpike", "Rect"):
+        node = package.neuron.LIFNode(surrogate_function=getattr(package.surrogate, name)())
+        STLLRLearner(nn.Sequential(nn.Linear(4, 4), node), rule=STLLRRule(psi=None)).detach()
+
+
+def test_probing_a_random_surrogate_leaves_the_random_numbers_alone():
+    net = nn.Sequential(nn.Linear(4, 4), snn.Leaky(0.9, spike_grad=surrogate.SSO()))
+    state = torch.get_rng_state()
+    refused(net, "random", rule=STLLRRule(psi=None))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_rule_for_the_neuron_s_own_weights_needs_the_surrogate_too():
+    net = nn.Sequential(nn.Linear(4, 4), snn.RLeaky(0.9, linear_features=4, spike_grad=surrogate.triangular()))
+    refused(net, "Neuron '1' (RLeaky): psi=None", "triangular", layer_rules={"1.recurrent": STLLRRule(psi=None)})
 
 
 # -- layers
