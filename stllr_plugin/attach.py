@@ -216,8 +216,8 @@ def _check_rules(plan: Plan, problems: list[str]) -> None:
             what = "psi=None" if no_psi else 'propagate="surrogate"'
             problems.append(
                 f"Neuron {name!r} ({type(module).__name__}): {what} uses the neuron's own surrogate, "
-                f"{surrogate_name(module, spike_function)}, which cannot serve: {problem}. Give the neuron another, e.g. "
-                f'{other_surrogate(module)}, or the rule a psi of its own: psi="triangle" with propagate="psi".'
+                f"{surrogate_name(module, spike_function)}, which cannot serve: {problem}. Give the neuron another, "
+                f'e.g. {other_surrogate(module)}, or the rule a psi of its own: psi="triangle" with propagate="psi".'
             )
 
 

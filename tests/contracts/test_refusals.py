@@ -197,13 +197,14 @@ def test_a_surrogate_that_serves_is_taken(case, rule):
 
 
 def test_surrogates_of_spikingjelly():
-    package = pytest.importorskip("spikingjelly.activation_based")
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron")
+    functions = pytest.importorskip("spikingjelly.activation_based.surrogate")
     for name, found in {"DeterministicPass": "does not fall off", "LeakyKReLU": "does not fall off"}.items():
-        node = package.neuron.LIFNode(surrogate_function=getattr(package.surrogate, name)())
+        node = neuron.LIFNode(surrogate_function=getattr(functions, name)())
         net = nn.Sequential(nn.Linear(4, 4), node)
         refused(net, f"surrogate.{name}, which cannot serve", found, "surrogate.ATan()", rule=STLLRRule(psi=None))
     for name in ("Sigmoid", "ATan", "PiecewiseQuadratic", "S2NN", "QPseudoSpike", "Rect"):
-        node = package.neuron.LIFNode(surrogate_function=getattr(package.surrogate, name)())
+        node = neuron.LIFNode(surrogate_function=getattr(functions, name)())
         STLLRLearner(nn.Sequential(nn.Linear(4, 4), node), rule=STLLRRule(psi=None)).detach()
 
 
