@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from stllr_plugin.synapses import Synapse, register_synapse
-from tests.cases.surrogates import exact_spike_grad, snntorch_spike_grad
+from tests.cases.neuron_modules import make_neuron
 from tests.oracles.between import combine
-from tests.oracles.spec import NORSE_READOUT, NORSE_SPIKING, SNNTORCH, Net, Node
+from tests.oracles.spec import SEQUENCES, SNNTORCH, Net, Node
 
 CONV_OPTIONS = ("stride", "padding", "dilation", "groups", "padding_mode", "output_padding")
 
@@ -94,75 +94,6 @@ def _synapse(node: Node, net: Net) -> nn.Module:
     return module
 
 
-def _snntorch(node: Node, net: Net, dtype: torch.dtype, hidden: bool) -> nn.Module:
-    import snntorch
-
-    options, name = node.options, node.name
-    kwargs: dict[str, Any] = {}
-    for key in ("beta", "alpha", "threshold", "graded_spikes_factor", "R", "C", "time_step"):
-        learned = net.params.get(f"{name}.{key}")
-        if learned is not None:
-            kwargs[key] = learned.to(dtype).clone()
-            kwargs[f"learn_{key}"] = True
-        elif key in options:
-            kwargs[key] = torch.as_tensor(options[key], dtype=dtype)
-    for key in ("reset_mechanism", "reset_delay"):
-        if key in options:
-            kwargs[key] = options[key]
-    surrogate = options.get("surrogate", ("atan", 2.0))
-    kwargs["spike_grad"] = exact_spike_grad(*surrogate) if dtype == torch.float64 else snntorch_spike_grad(*surrogate)
-    if hidden:
-        kwargs |= {"init_hidden": True, "output": options.get("output", True)}
-    recurrent = options.get("recurrent")
-    if recurrent == "linear":
-        kwargs["linear_features"] = net.params[f"{name}.recurrent.weight"].shape[0]
-    elif recurrent == "conv":
-        shape = net.params[f"{name}.recurrent.weight"].shape
-        kwargs |= {"conv2d_channels": shape[0], "kernel_size": tuple(shape[2:])}
-    elif recurrent == "one_to_one":
-        kwargs |= {"all_to_all": False, "V": net.params[f"{name}.V"].to(dtype).clone()}
-    neuron = getattr(snntorch, node.kind)(**kwargs)
-    if recurrent in ("linear", "conv") and f"{name}.recurrent.bias" not in net.params:
-        neuron.recurrent.register_parameter("bias", None)
-    return neuron
-
-
-def _norse(node: Node, net: Net) -> nn.Module:
-    import norse.torch as norse
-    from norse.torch.functional import lif_box, reset
-
-    options = node.options
-    parameters = {
-        "LIFCell": norse.LIFParameters,
-        "LIFRecurrentCell": norse.LIFParameters,
-        "LIFBoxCell": lif_box.LIFBoxParameters,
-        "IAFCell": norse.IAFParameters,
-        "LICell": norse.LIParameters,
-        "LILinearCell": norse.LIParameters,
-        "LIBoxCell": norse.LIBoxParameters,
-    }[node.kind]
-    # 0-dim float64 constants: they keep a float64 network exact and do not promote a float32 one
-    constants: dict[str, Any] = {
-        key: torch.as_tensor(options.get(key, default), dtype=torch.float64).clone()
-        for key, default in parameters._field_defaults.items()
-        if isinstance(default, Tensor)
-    }
-    method, alpha = options.get("surrogate", ("super", 100.0))
-    if node.kind in NORSE_SPIKING:
-        constants |= {"method": method, "alpha": torch.as_tensor(alpha, dtype=torch.float64)}
-    if node.kind == "LIFBoxCell" and options.get("reset_method") == "subtract":
-        constants["reset_method"] = reset.reset_subtract
-    p = parameters(**constants)
-    dt = options.get("dt", 0.001)
-    cell = getattr(norse, node.kind)
-    if node.kind == "LILinearCell":
-        return cell(*reversed(net.params[f"{node.name}.input_weights"].shape), p=p, dt=dt)
-    if node.kind == "LIFRecurrentCell":
-        size = net.params[f"{node.name}.input_weights"].shape
-        return cell(size[1], size[0], p=p, dt=dt, autapses=options.get("autapses", False))
-    return cell(p=p, dt=dt)
-
-
 def _between(node: Node, net: Net) -> nn.Module:
     if node.kind.startswith("BatchNorm"):
         return getattr(nn, node.kind)(net.params[f"{node.name}.weight"].numel())
@@ -182,10 +113,8 @@ def _between(node: Node, net: Net) -> nn.Module:
 def make_module(node: Node, net: Net, dtype: torch.dtype, hidden: bool = False) -> nn.Module:
     if node.is_synapse:
         return _synapse(node, net)
-    if node.kind in SNNTORCH:
-        return _snntorch(node, net, dtype, hidden)
-    if node.kind in NORSE_SPIKING + NORSE_READOUT:
-        return _norse(node, net)
+    if node.is_neuron:
+        return make_neuron(node, net, dtype, hidden)
     return _between(node, net)
 
 
@@ -193,12 +122,14 @@ class CaseNet(nn.Module):
     """One time step of a network: ``net(x, state) -> (outputs, state)``.
 
     The modules carry the names of their nodes. ``hidden`` gives snnTorch neurons ``init_hidden=True``: then their state
-    lives in them, and ``state`` only carries what Norse cells return.
+    lives in them, and ``state`` only carries what Norse cells return. Where the neurons run sequences, they and all
+    layers between them receive a sequence of one step, [1, B, ...]; what comes out is [B, ...] again.
     """
 
     def __init__(self, net: Net, *, dtype: torch.dtype = torch.float64, hidden: bool = False) -> None:
         super().__init__()
         self.net, self.hidden = net, hidden
+        self.runs_sequences = any(node.kind in SEQUENCES for node in net.nodes)
         for node in net.nodes:
             if "shares" not in node.options:
                 self.add_module(node.name, make_module(node, net, dtype, hidden))
@@ -211,7 +142,7 @@ class CaseNet(nn.Module):
 
     def forward(self, x: Tensor, state: dict[str, Any] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
         state, new_state = state or {}, {}
-        values = {"x": x}
+        values = {"x": x.unsqueeze(0) if self.runs_sequences else x}
         for node in self.net.nodes:
             value = self._incoming(node, values, state)
             module = getattr(self, node.options.get("shares", node.name))
@@ -222,11 +153,14 @@ class CaseNet(nn.Module):
                 out, new_state[node.name], mem = self._call_snntorch(node, module, value, state.get(node.name))
             else:
                 out, new_state[node.name] = module(value, state.get(node.name))
-                mem = new_state[node.name].v
+                mem = membrane_of(new_state[node.name])
             values[node.name], values[f"{node.name}.mem"] = out, mem
         new_state |= {f"{name}@before": values[name] for name in self.net.shared_from_before()}
         self.values = {k: v.detach() for k, v in values.items() if v is not None}
-        return {name: values[name] for name in self.net.outputs}, new_state
+        outputs = {name: values[name] for name in self.net.outputs}
+        if self.runs_sequences:  # the membranes in Norse's states have no time dimension
+            outputs = {k: v.squeeze(0) if v.dim() == values["x"].dim() else v for k, v in outputs.items()}
+        return outputs, new_state
 
     def _incoming(self, node: Node, values: dict[str, Tensor], state: dict[str, Any]) -> Tensor:
         inputs = []
@@ -240,6 +174,12 @@ class CaseNet(nn.Module):
         return combine(node, inputs)
 
     def _call_snntorch(self, node: Node, module: nn.Module, current: Tensor, state: Any) -> tuple[Tensor, Any, Tensor]:
+        if node.kind in ("StateLeaky", "LinearLeaky"):
+            returned = module(current)
+            return (returned[0], None, returned[1]) if isinstance(returned, tuple) else (returned, None, returned)
+        if node.kind == "DeltaLeaky":  # its state is a pair, also where it keeps one itself
+            out, state = module(current) if self.hidden else module(current, state or module.reset_mem())
+            return out, state, state[0]
         if self.hidden:
             returned = module(current)
             returned = returned if isinstance(returned, tuple) else (returned, None)
@@ -250,6 +190,13 @@ class CaseNet(nn.Module):
         returned = module(current, *state)
         # RLeaky and RSynaptic return the spikes both as output and as the first state
         return returned[0], returned if node.kind.startswith("R") else returned[1:], returned[-1]
+
+
+def membrane_of(state: Any) -> Tensor:
+    """The membrane in a state of Norse's; that of a refractory neuron lies within another state."""
+    while not hasattr(state, "v"):
+        state = state[0]
+    return state.v
 
 
 def load(module: nn.Module, net: Net, rename: Callable[[str], str] = lambda name: name) -> None:

@@ -11,13 +11,25 @@ import torch
 from torch import Tensor
 
 from tests.cases.case import Case, bias, exact, generator, settle, spike_input, weight
-from tests.oracles.spec import NORSE_READOUT, SNNTORCH, Net, Node
+from tests.cases.more_neurons import MORE_READOUTS, more_neurons
+from tests.oracles.spec import NORSE_READOUT, SEQUENCES, SNNTORCH, Net, Node
 
 # what the inputs of a neuron must be multiplied with for it to fire in a few steps
 _CURRENT = {
     "LIFCell": 8.0,
     "LIFRecurrentCell": 8.0,
     "LIFBoxCell": 10.0,
+    "LIFExCell": 8.0,
+    "LIFExRecurrentCell": 8.0,
+    "LIFAdExCell": 8.0,
+    "LIFAdExRecurrentCell": 8.0,
+    "LIFRefracCell": 8.0,
+    "LIFRefracRecurrentCell": 8.0,
+    "LIFAdExRefracCell": 8.0,
+    "LIFAdExRefracRecurrentCell": 8.0,
+    "IzhikevichCell": 6.0,
+    "IzhikevichRecurrentCell": 6.0,
+    "LSNNRecurrentCell": 8.0,
     "Lapicque": 6.0,
     "LICell": 4.0,
     "LIBoxCell": 4.0,
@@ -33,6 +45,11 @@ class NeuronSetup:
     options: Mapping[str, Any] = field(default_factory=dict)
     learned: Mapping[str, Any] = field(default_factory=dict)
     hidden: bool = False
+    scale: float | None = None  # of the weights, where those of its kind do not suit
+
+    @property
+    def weight_scale(self) -> float:
+        return _CURRENT.get(Node("", self.kind, ()).cell, 1.0) if self.scale is None else self.scale
 
 
 def _neuron_setups() -> list[NeuronSetup]:
@@ -105,6 +122,10 @@ def _neuron_setups() -> list[NeuronSetup]:
 
 
 NEURONS: dict[str, NeuronSetup] = {setup.id: setup for setup in _neuron_setups()}
+MORE_NEURONS: dict[str, NeuronSetup] = {
+    f"{kind}-{name}": NeuronSetup(f"{kind}-{name}", kind, options, **more)
+    for kind, name, options, more in more_neurons()
+}
 
 
 def _recurrent_params(name: str, node: Node, units: int, rng: torch.Generator) -> dict[str, Tensor]:
@@ -134,7 +155,7 @@ def neuron_case(setup_id: str, outputs: str = "spikes") -> Case:
 
 @cache
 def _neuron_case(setup_id: str, outputs: str) -> Case:
-    setup = NEURONS[setup_id]
+    setup = (NEURONS | MORE_NEURONS)[setup_id]
     seen = {
         "spikes": ("lif2",),
         "membranes": ("lif2.mem",),
@@ -150,7 +171,7 @@ def _neuron_case(setup_id: str, outputs: str) -> Case:
 def _two_layers(setup: NeuronSetup, seed: int, outputs: tuple[str, ...]) -> Case:
     rng = generator(seed)
     spatial = setup.options.get("recurrent") == "conv"
-    scale = _CURRENT.get(setup.kind, 1.0)
+    scale = setup.weight_scale
     options = {k: v for k, v in setup.options.items()}
     if options.get("recurrent") == "scalar":
         options["recurrent"] = "one_to_one"
@@ -160,13 +181,25 @@ def _two_layers(setup: NeuronSetup, seed: int, outputs: tuple[str, ...]) -> Case
     for i, source in ((1, "x"), (2, "lif1")):
         lif = f"lif{i}"
         units = sizes[i]
-        if setup.kind == "LIFRecurrentCell":
+        node = Node(lif, setup.kind, (source,), options)
+        if node.is_late and i == 2:  # passes no signal on, so it stands below another neuron
+            above = "LIF" if setup.kind in SEQUENCES else "LIFCell"
+            node = Node(lif, above, (source,), {"tau_mem_inv": 250.0})
+        if node.has_norse_recurrence:
             params[f"{lif}.input_weights"] = weight((units, sizes[i - 1]), rng, scale)
-            params[f"{lif}.recurrent_weights"] = weight((units, units), rng, 2.0)
+            params[f"{lif}.recurrent_weights"] = weight((units, units), rng, scale / 4)
             if not options.get("autapses", False):
                 params[f"{lif}.recurrent_weights"].fill_diagonal_(0)
-            nodes.append(Node(lif, setup.kind, (source,), options))
+            nodes.append(node)
             continue
+        if node.kind == "LinearLeaky":
+            params[f"{lif}.linear.weight"] = weight((units, sizes[i - 1]), rng, scale)
+            params[f"{lif}.linear.bias"] = bias(units, rng, scale)
+            params |= {f"{lif}.{name}": value.clone() for name, value in setup.learned.items()}
+            nodes.append(node)
+            continue
+        if node.kind == "StateLeaky":
+            node = replace(node, options={**options, "channels": units})
         fc = f"fc{i}"
         if spatial:
             shape, conv = (units, sizes[i - 1], 3, 3), "Conv2d"
@@ -176,7 +209,7 @@ def _two_layers(setup: NeuronSetup, seed: int, outputs: tuple[str, ...]) -> Case
             nodes.append(Node(fc, "Linear", (source,)))
         params[f"{fc}.weight"] = weight(shape, rng, scale)
         params[f"{fc}.bias"] = bias(units, rng, scale)
-        node = Node(lif, setup.kind, (fc,), options)
+        node = replace(node, inputs=(fc,))
         nodes.append(node)
         one_to_one_shape = 1 if setup.options.get("recurrent") == "scalar" else units
         params |= _recurrent_params(lif, node, one_to_one_shape, rng)
@@ -205,9 +238,11 @@ READOUTS: dict[str, tuple[str, dict[str, Any]]] = {
 @cache
 def readout_case(name: str) -> Case:
     """A layer of spiking neurons below a readout; the loss sees its membrane, or the output of a plain Linear."""
-    kind, options = READOUTS[name]
-    norse = kind in NORSE_READOUT
+    kind, options = (READOUTS | MORE_READOUTS)[name]
+    norse = Node("", kind, ()).cell in NORSE_READOUT
     lif = ("LIFCell", {"tau_mem_inv": 250.0}) if norse else ("Leaky", {"beta": 0.875, "threshold": 0.75})
+    if kind in SEQUENCES:
+        lif = ("LIF", lif[1]) if norse else ("StateLeaky", {"beta": 0.75, "threshold": 0.75, "channels": 4})
 
     def build(seed: int) -> Case:
         rng = generator(seed)
@@ -217,12 +252,16 @@ def readout_case(name: str) -> Case:
         if kind == "LILinearCell":
             params["readout.input_weights"] = weight((3, 4), rng)
             nodes.append(Node("readout", kind, ("lif1",), options))
+        elif kind == "LinearLeaky":
+            params |= {"readout.linear.weight": weight((3, 4), rng), "readout.linear.bias": bias(3, rng)}
+            nodes.append(Node("readout", kind, ("lif1",), options))
         else:
             params |= {"fc2.weight": weight((3, 4), rng), "fc2.bias": bias(3, rng)}
             nodes.append(Node("fc2", "Linear", ("lif1",)))
             if kind:
                 nodes.append(Node("readout", kind, ("fc2",), options))
-        output = "fc2" if not kind else ("readout.mem" if kind in SNNTORCH else "readout")
+        returns_spikes = kind in SNNTORCH and options.get("output", True)
+        output = "fc2" if not kind else ("readout.mem" if returns_spikes else "readout")
         return Case(f"readout:{name}", Net(tuple(nodes), params, (output,)), spike_input((6, 2, 3), rng))
 
     if kind == "Leaky":  # its own spikes do not matter

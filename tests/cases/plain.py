@@ -15,7 +15,7 @@ from tests.cases.modules import CaseNet
 from tests.oracles.spec import SNNTORCH
 
 Loss = Callable[[Mapping[str, Tensor], int], Tensor]
-STATES = ("mem", "syn", "spk")
+STATES = ("mem", "syn", "spk", "mem_prev")
 
 
 def detached(state: Any) -> Any:
@@ -38,8 +38,24 @@ def detach_hidden(model: nn.Module) -> None:
                 setattr(module, name, getattr(module, name).detach())
 
 
+class _Remembering:
+    """The membrane of a StateLeaky, which forgets between calls, with the decayed membrane of the call before."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.before: Tensor | float = 0.0
+
+    def __call__(self, current: Tensor) -> Tensor:
+        mem = current + torch.exp(-1 / self.module.tau) * self.before
+        self.before = mem.detach()
+        return mem
+
+
 def run_detached(model: CaseNet, xs: Tensor, loss: Loss) -> dict[str, Tensor]:
     """Plain autograd within each step; gradients accumulate in ``.grad``."""
+    for module in model.modules():
+        if hasattr(module, "_base_state_function") and hasattr(module, "tau"):
+            module._base_state_function = _Remembering(module)
     state: Any = None
     record: dict[str, list[Tensor]] = {}
     for t, x in enumerate(xs):
@@ -47,6 +63,24 @@ def run_detached(model: CaseNet, xs: Tensor, loss: Loss) -> dict[str, Tensor]:
         loss(outputs, t).backward()
         state = detached(state)
         detach_hidden(model)
+        for name, value in outputs.items():
+            record.setdefault(name, []).append(value.detach())
+    return {name: torch.stack(values) for name, values in record.items()}
+
+
+def run_detached_late(model: CaseNet, xs: Tensor, loss: Loss) -> dict[str, Tensor]:
+    """The same where neurons act on the input of the step before: that input's current stays in the graph."""
+    late = [node.name for node in model.net.nodes if node.is_late]
+    before: Any = None  # the state that the step before started with
+    record: dict[str, list[Tensor]] = {}
+    for t, x in enumerate(xs):
+        state: Any = None
+        if t > 0:
+            _, reached = model(xs[t - 1], before)
+            state = detached(reached) | {name: detached(reached[name])._replace(i=reached[name].i) for name in late}
+        outputs, _ = model(x, state)
+        loss(outputs, t).backward()
+        before = detached(state)
         for name, value in outputs.items():
             record.setdefault(name, []).append(value.detach())
     return {name: torch.stack(values) for name, values in record.items()}

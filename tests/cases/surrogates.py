@@ -2,7 +2,7 @@
 
 snnTorch's own surrogates return float32 spikes whatever their input. In a float64 network the spikes would then not fit
 the next layer, so float64 networks get :func:`exact_spike_grad`: the same spike and derivative in the input's dtype.
-float32 networks use snnTorch's own functions.
+float32 networks use snnTorch's own functions. The same holds for its quantised states (:func:`exact_state_quant`).
 """
 
 from __future__ import annotations
@@ -38,3 +38,11 @@ def snntorch_spike_grad(name: str, constant: float) -> Callable[[Tensor], Tensor
     if name == "atan":
         return surrogate.atan(alpha=constant)
     return getattr(surrogate, name)(slope=constant)
+
+
+def exact_state_quant(library: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """snnTorch's quantiser as made by its ``state_quant``, with the same levels in the dtype of the input."""
+    from snntorch.functional.quant import StateQuant
+
+    (levels,) = (cell.cell_contents for cell in library.__closure__ or ())
+    return lambda x: StateQuant.apply(x, levels.to(x.dtype))

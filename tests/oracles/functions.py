@@ -72,3 +72,38 @@ def heaviside(v: Tensor) -> Tensor:
 def spike(v: Tensor, derivative: Elementwise) -> Tensor:
     """1 where v > 0, else 0; differentiates as ``derivative(v)``. The added term is exactly zero."""
     return heaviside(v.detach()) + derivative(v.detach()) * (v - v.detach())
+
+
+def quantisation_levels(
+    num_bits: int,
+    *,
+    uniform: bool = True,
+    thr_centered: bool = True,
+    threshold: float = 1.0,
+    lower_limit: float = 0.0,
+    upper_limit: float = 0.2,
+    multiplier: float = 0.5,
+) -> Tensor:
+    """The values that a quantised state may take, held in float32.
+
+    Uniform: evenly spaced. Otherwise two geometric series that become denser towards the centre, which is the threshold
+    or zero: below it the first step is the widest, above it the last.
+    """
+    lowest, highest = -threshold * (1 + lower_limit), threshold * (1 + upper_limit)
+    number = 2**num_bits
+    if uniform:
+        levels = torch.tensor([lowest + (highest - lowest) * n / (number - 1) for n in range(number)])
+        return levels.double()
+    centre = threshold if thr_centered else 0.0
+    below = math.floor(number * (centre - lowest) / (highest - lowest))
+    above = number - below
+    m = multiplier
+    values = [lowest + (centre - lowest) * (1 - m**n) / (1 - m**below) for n in range(below)]
+    values += [centre + (highest - centre) * (m ** (above - 1 - n) - m**above) / (1 - m**above) for n in range(above)]
+    return torch.tensor(values).double()
+
+
+def quantise(x: Tensor, levels: Tensor) -> Tensor:
+    """The nearest level; differentiates as the identity."""
+    nearest = levels[(x.detach()[..., None] - levels).abs().argmin(-1)]
+    return x + (nearest - x.detach())

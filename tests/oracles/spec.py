@@ -8,9 +8,43 @@ from typing import Any
 
 import torch
 
-SNNTORCH = ("Leaky", "RLeaky", "Synaptic", "RSynaptic", "Lapicque")
-NORSE_SPIKING = ("LIFCell", "LIFBoxCell", "LIFRecurrentCell", "IAFCell")
+SNNTORCH = ("Leaky", "RLeaky", "Synaptic", "RSynaptic", "Lapicque", "DeltaLeaky", "StateLeaky", "LinearLeaky")
+NORSE_SPIKING = (
+    "LIFCell",
+    "LIFBoxCell",
+    "LIFRecurrentCell",
+    "IAFCell",
+    "LIFExCell",
+    "LIFExRecurrentCell",
+    "LIFAdExCell",
+    "LIFAdExRecurrentCell",
+    "LIFRefracCell",
+    "LIFRefracRecurrentCell",
+    "LIFAdExRefracCell",
+    "LIFAdExRefracRecurrentCell",
+    "IzhikevichCell",
+    "IzhikevichRecurrentCell",
+    "LSNNRecurrentCell",
+)
 NORSE_READOUT = ("LICell", "LIBoxCell", "LILinearCell")
+# Norse's modules that run a whole sequence, and the cell whose step each of them takes
+NORSE_SEQUENCES = {
+    "LIF": "LIFCell",
+    "LIFRecurrent": "LIFRecurrentCell",
+    "IAF": "IAFCell",
+    "LIFEx": "LIFExCell",
+    "LIFExRecurrent": "LIFExRecurrentCell",
+    "LIFAdEx": "LIFAdExCell",
+    "LIFAdExRecurrent": "LIFAdExRecurrentCell",
+    "LIFRefracRecurrent": "LIFRefracRecurrentCell",
+    "LIFAdExRefracRecurrent": "LIFAdExRefracRecurrentCell",
+    "Izhikevich": "IzhikevichCell",
+    "IzhikevichRecurrent": "IzhikevichRecurrentCell",
+    "LSNNRecurrent": "LSNNRecurrentCell",
+    "LI": "LICell",
+}
+# modules whose input has the time as its first dimension
+SEQUENCES = (*NORSE_SEQUENCES, "StateLeaky", "LinearLeaky")
 NEURONS = SNNTORCH + NORSE_SPIKING + NORSE_READOUT
 SYNAPSES = (
     "Linear",
@@ -38,8 +72,38 @@ class Node:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def cell(self) -> str:
+        """The kind of neuron whose step this one takes."""
+        return NORSE_SEQUENCES.get(self.kind, self.kind)
+
+    @property
     def is_neuron(self) -> bool:
-        return self.kind in NEURONS
+        return self.cell in NEURONS
+
+    @property
+    def own_input(self) -> str | None:
+        """The synapse inside the neuron that its input passes first."""
+        if self.cell == "LILinearCell" or self.has_norse_recurrence:
+            return "input_weights"
+        return "linear" if self.cell == "LinearLeaky" else None
+
+    @property
+    def has_norse_recurrence(self) -> bool:
+        return self.cell.endswith("RecurrentCell")
+
+    @property
+    def own_synapses(self) -> tuple[str, ...]:
+        """Synapses inside the neuron, in order of execution."""
+        if self.cell in ("RLeaky", "RSynaptic"):
+            return ("recurrent",)
+        if self.has_norse_recurrence:
+            return ("input_weights", "recurrent_weights")
+        return () if self.own_input is None else (self.own_input,)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the input of a step only acts at the next one."""
+        return self.cell == "LSNNRecurrentCell"
 
     @property
     def is_synapse(self) -> bool:

@@ -10,6 +10,9 @@ Definition. For a neuron with compared membrane u, v = u - threshold, fed at ste
 where du/dW = du/do * do/dW with every incoming state constant, c = 1 (convention "code") or lambda_post ("paper"), and
 delta = dL[t]/d(spike) at the same step. A loss on the returned membrane m adds delta_m[t] * (dm/dW with x = tr_x[t]).
 
+Where a neuron cannot spike whatever its membrane is (refractory, inhibited), psi is zero. A neuron whose input only
+acts at the next step has x[t-1] in place of x[t], zero at the first step, and passes no signal on to what is below it.
+
 Tensors: do/dW is [B, O, W]; du/do is [B, N, B, O] (batch norm couples samples); e is [B, N, W].
 """
 
@@ -82,7 +85,7 @@ class _Pass:
     values: dict[str, Tensor] = field(default_factory=dict)
     synapse_in: dict[str, Tensor] = field(default_factory=dict)
     synapse_out: dict[str, Tensor] = field(default_factory=dict)
-    u: dict[str, Tensor] = field(default_factory=dict)
+    decision: dict[str, neurons.Decision] = field(default_factory=dict)
     y: dict[str, Tensor] = field(default_factory=dict)  # spike output, times the graded factor
     spike: dict[str, Tensor] = field(default_factory=dict)  # 0 or 1, without the graded factor
     mem: dict[str, Tensor] = field(default_factory=dict)
@@ -122,14 +125,10 @@ class Oracle:
 
     def own_synapses(self, node: Node) -> list[str]:
         """Synapses inside a neuron module, named ``neuron.part``."""
-        if node.kind in ("RLeaky", "RSynaptic"):
-            return [f"{node.name}.recurrent"]
-        if node.kind == "LIFRecurrentCell":
-            return [f"{node.name}.input_weights", f"{node.name}.recurrent_weights"]
-        return [f"{node.name}.input_weights"] if node.kind == "LILinearCell" else []
+        return [f"{node.name}.{part}" for part in node.own_synapses]
 
     def synapses_of(self, node: Node) -> list[str]:
-        reached = [] if node.kind in ("LIFRecurrentCell", "LILinearCell") else self.net.synapses_before(node)
+        reached = [] if node.own_input else self.net.synapses_before(node)
         return [synapse for synapse in reached + self.own_synapses(node) if synapse not in self.exclude]
 
     def weight_name(self, synapse: str) -> str:
@@ -137,9 +136,9 @@ class Oracle:
         if not part:
             options = self.net.node(synapse).options
             return f"{options.get('tied') or options.get('shares') or synapse}.weight"
-        if part == "recurrent":
-            return f"{owner}.V" if self.net.node(owner).options["recurrent"] == "one_to_one" else f"{synapse}.weight"
-        return synapse
+        if part == "recurrent" and self.net.node(owner).options["recurrent"] == "one_to_one":
+            return f"{owner}.V"
+        return f"{synapse}.weight" if part in ("recurrent", "linear") else synapse
 
     def apply(self, synapse: str, x: Tensor, weight: Tensor) -> Tensor:
         """Output of a synapse without bias."""
@@ -186,33 +185,39 @@ class Oracle:
 
     def _neuron(self, step: _Pass, node: Node, incoming: Tensor, *, local: bool) -> None:
         neuron = neurons.look_up(self.net, node, self.params)
-        if node.kind in ("LIFRecurrentCell", "LILinearCell"):
-            incoming = self._synapse(step, f"{node.name}.input_weights", incoming)
+        arriving = incoming.detach()
+        if node.is_late:
+            incoming = self.state.get(node.name, {}).get("arrived", torch.zeros_like(arriving))
+        if node.own_input:
+            synapse = f"{node.name}.{node.own_input}"
+            incoming = self._synapse(step, synapse, incoming)
+            incoming = incoming + self.params.get(f"{synapse}.bias", 0.0)
         if node.name not in self.state:
             self.state[node.name] = {k: s.detach() for k, s in neurons.initial_state(neuron, incoming).items()}
         state = self.state[node.name]
         for synapse in self.own_synapses(node):
             if "recurrent" in synapse.partition(".")[2]:
-                incoming = incoming + self._synapse(step, synapse, state["y"])
+                incoming = incoming + self._synapse(step, synapse, state["y_before" if node.is_late else "y"])
                 bias = self.params.get(f"{synapse}.bias")
                 if bias is not None:
                     incoming = incoming + (bias.reshape(-1, 1, 1) if node.options["recurrent"] == "conv" else bias)
-        u, syn = neurons.membrane(neuron, incoming, state)
+        decision = neurons.decide(neuron, incoming, state)
         y: Tensor | None = None
         own: Tensor | None = None
         if neuron.spikes:
-            v = u - neuron.threshold
-            step.spike[node.name] = functions.spike(v, self.rule_for("", node.name).propagate_of(neuron))
+            spike = functions.spike(decision.v, self.rule_for("", node.name).propagate_of(neuron))
+            step.spike[node.name] = decision.gated(spike)
             y = step.spike[node.name] * neuron.graded_factor
-            own = functions.spike(v, neuron.surrogate)
+            own = functions.spike(decision.v, neuron.surrogate)
+        after = neurons.after_spike(neuron, decision, own, state)
         # a tensor of its own even where it equals u: a loss on it does not pass through the spike
-        mem = neurons.after_spike(neuron, u, own, state).clone()
+        mem = after["mem"].clone()
         if y is None:  # a readout returns its membrane
             y = mem
         else:
             step.y[node.name] = y
-        step.u[node.name], step.mem[node.name] = u, mem
-        step.state[node.name] = {"mem": mem, "syn": syn, "y": y}
+        step.decision[node.name], step.mem[node.name] = decision, mem
+        step.state[node.name] = {**state, **after, "y": y, "y_before": state["y"], "arrived": arriving}
         step.values[node.name] = y.detach() if local else y
         step.values[f"{node.name}.mem"] = mem.detach() if local else mem
 
@@ -237,8 +242,7 @@ class Oracle:
                 record[name].append(local.values[name].detach())
             for name, spike in local.spike.items():
                 spikes.setdefault(name, []).append(spike.detach())
-                neuron = neurons.look_up(self.net, self.net.node(name), self.params)
-                membranes.setdefault(name, []).append((local.u[name] - neuron.threshold).detach())
+                membranes.setdefault(name, []).append(local.decision[name].v.detach())
         return Result(
             self.raw_grads(),
             {k: torch.stack(v) for k, v in record.items()},
@@ -259,9 +263,10 @@ class Oracle:
                     setattr(edge, name, trace * (~mask).reshape(-1, *[1] * (trace.dim() - 1)))
         for name, state in self.state.items():
             neuron = neurons.look_up(self.net, self.net.node(name), self.params)
-            for key, start in neurons.initial_state(neuron, state["mem"]).items():
-                keep = (~mask).reshape(-1, *[1] * (start.dim() - 1))
-                state[key] = torch.where(keep, state[key], start.detach())
+            initial = neurons.initial_state(neuron, state["mem"])
+            for key, value in state.items():
+                keep = (~mask).reshape(-1, *[1] * (value.dim() - 1))
+                state[key] = torch.where(keep, value, initial.get(key, torch.zeros_like(value)).detach())
 
     # ---------------------------------------------------------------- traces
     def _pairs(self) -> list[tuple[str, Node]]:
@@ -280,13 +285,17 @@ class Oracle:
             now = self._now[synapse]
             edge.pre = now if edge.pre is None else decay * edge.pre + now
 
+    def _psi(self, rule: Rule, neuron: neurons.Neuron, local: _Pass) -> Tensor:
+        decision = local.decision[neuron.node.name]
+        return decision.gated(rule.psi_of(neuron)(decision.v.detach())).flatten(1)
+
     def _advance_post(self, local: _Pass) -> None:
         for synapse, node in self._pairs():
             neuron = neurons.look_up(self.net, node, self.params)
             if not neuron.spikes:
                 continue
             rule, edge = self.rule_for(synapse, node.name), self.edges[synapse, node.name]
-            psi = rule.psi_of(neuron)((local.u[node.name] - neuron.threshold).detach()).flatten(1)
+            psi = self._psi(rule, neuron, local)
             edge.post = psi if edge.post is None else rule.lambda_post * edge.post + psi
 
     # ---------------------------------------------------------------- gradients
@@ -349,8 +358,8 @@ class Oracle:
             assert edge.pre is not None
             gradient = torch.zeros(edge.pre.shape[-1], dtype=torch.float64)
             if delta is not None:
-                u_by_out = _state_jacobian(local.u[node.name], local.synapse_out[synapse])
-                psi = rule.psi_of(neuron)((local.u[node.name] - neuron.threshold).detach()).flatten(1)
+                u_by_out = _state_jacobian(local.decision[node.name].u, local.synapse_out[synapse])
+                psi = self._psi(rule, neuron, local)
                 causal = torch.einsum("bnco,cow->bnw", u_by_out, edge.pre)
                 eligibility = rule.alpha_pre * psi[:, :, None] * causal
                 if edge.post is not None:
