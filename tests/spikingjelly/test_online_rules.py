@@ -95,7 +95,7 @@ def test_ottt(options: dict[str, Any], shape: str, traced_input: bool) -> None:
 
 
 def test_ottt_through_their_training_loop() -> None:
-    """``learning.online_learning.ottt_online_training`` with SGD moves the weights as the learner with the same SGD does."""
+    """``ottt_online_training`` with SGD moves the weights as the learner with the same SGD does."""
     options = {"decay_input": False, "v_reset": None, "detach_reset": True}
     xs = inputs(6)
     targets = torch.sin(torch.arange(BATCH * STEPS * 3.0)).view(BATCH, STEPS, 3).double()
