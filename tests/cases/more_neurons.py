@@ -41,6 +41,7 @@ def more_neurons() -> Iterator[Entry]:
     yield from _quantised()
     yield from _graded()
     yield from _state_leaky()
+    yield from _spatial()
     yield from _norse_cells()
     yield from _norse_sequences()
 
@@ -105,6 +106,16 @@ def _state_leaky() -> Iterator[Entry]:
     yield "StateLeaky", "graded-learned", {}, {"learned": learned}
     yield "LinearLeaky", "per-unit", {**leak, "beta": tau["beta"]}, {}
     yield "LinearLeaky", "learned", leak, {"learned": {name: value[:1] for name, value in tau.items()}}
+
+
+def _spatial() -> Iterator[Entry]:
+    leak = {"beta": 0.875, "threshold": 0.75}
+    per_channel = {"graded_spikes_factor": PER_UNIT.reshape(4, 1, 1)}
+    yield "DeltaLeaky", "conv", {"beta": 0.75, "delta_threshold": 0.375}, {"spatial": True}
+    yield "Leaky", "graded-learned-conv", leak, {"learned": per_channel, "spatial": True}
+    yield "Synaptic", "uniform-conv", {**LEAK, "state_quant": UNIFORM}, {"spatial": True}
+    yield "LIFAdExRefracCell", "conv", {**NORSE, **ADAPTATION, "rho_reset": 1.0}, {"spatial": True}
+    yield "IzhikevichCell", "conv", IZHIKEVICH, {"spatial": True}
 
 
 def _norse_cells() -> Iterator[Entry]:

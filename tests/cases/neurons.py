@@ -46,6 +46,7 @@ class NeuronSetup:
     learned: Mapping[str, Any] = field(default_factory=dict)
     hidden: bool = False
     scale: float | None = None  # of the weights, where those of its kind do not suit
+    spatial: bool = False  # behind convolutions
 
     @property
     def weight_scale(self) -> float:
@@ -170,7 +171,7 @@ def _neuron_case(setup_id: str, outputs: str) -> Case:
 
 def _two_layers(setup: NeuronSetup, seed: int, outputs: tuple[str, ...]) -> Case:
     rng = generator(seed)
-    spatial = setup.options.get("recurrent") == "conv"
+    spatial = setup.spatial or setup.options.get("recurrent") == "conv"
     scale = setup.weight_scale
     options = {k: v for k, v in setup.options.items()}
     if options.get("recurrent") == "scalar":
