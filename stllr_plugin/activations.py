@@ -101,12 +101,22 @@ class Dspike:
         return torch.where(v.abs() <= 0.5, bump, torch.zeros_like(bump))
 
 
+@dataclass(frozen=True)
+class Spike:
+    """The spike itself, 1 where v > 0: with it the traces of the rule are those of pair-based STDP."""
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """Returns psi(v), of the shape and dtype of v."""
+        return (v > 0).to(v.dtype)
+
+
 NAMED: dict[str, type] = {
     "triangle": Triangle,
     "inverse_square": InverseSquare,
     "sigmoid": SigmoidDerivative,
     "rational": Rational,
     "dspike": Dspike,
+    "spike": Spike,
 }
 
 

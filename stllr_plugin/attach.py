@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import get_args
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -14,7 +15,7 @@ from stllr_plugin.errors import AttachmentError, RuleError, STLLRWarning
 from stllr_plugin.hooks import Hook, OrphanHook
 from stllr_plugin.neurons import NeuronAdapter, StateKeeper, find_adapter, find_keeper, find_refusal
 from stllr_plugin.neurons.surrogates import other_surrogate, surrogate_name, surrogate_problem
-from stllr_plugin.rule import STLLRRule, resolve_rule
+from stllr_plugin.rule import SignalName, STLLRRule, resolve_rule
 from stllr_plugin.synapses import Synapse, find_synapse
 
 # Layers of torch with weights in a form that the rule does not have.
@@ -39,7 +40,8 @@ class Plan:
         recurrences: (name, module) of containers that feed their output back.
         rules: Rule chosen by name pattern, by synapse or neuron name.
         rule: The rule of everything else.
-        output: Name and module whose output the loss sees; for direct feedback.
+        learning_signal: The learning signal.
+        output: Name and module whose output the loss sees; for signals that reach hidden layers directly.
         other_parameters: Names of trainable parameters that are neither synaptic weights nor biases of synapses.
         excluded: (name, module) of modules left alone on request.
         keepers: (name, module, kind) of modules that keep a state and are no neurons.
@@ -51,6 +53,7 @@ class Plan:
     lifts: list[tuple[str, nn.Module]] = field(default_factory=list)
     recurrences: list[tuple[str, nn.Module]] = field(default_factory=list)
     rules: dict[str, STLLRRule] = field(default_factory=dict)
+    learning_signal: str = "bp"
     output: tuple[str, nn.Module] | None = None
     other_parameters: list[str] = field(default_factory=list)
     excluded: list[tuple[str, nn.Module]] = field(default_factory=list)
@@ -61,7 +64,7 @@ def plan_attachment(
     model: nn.Module,
     rule: str | STLLRRule,
     layer_rules: dict[str, str | STLLRRule],
-    learning_signal: str,
+    learning_signal: str | None,
     output: str | None,
     exclude: tuple[str, ...],
 ) -> Plan:
@@ -79,7 +82,9 @@ def plan_attachment(
     _check_attached(model, problems)
     _assign_rules(plan, layer_rules, problems)
     _check_rules(plan, problems)
-    _find_output(model, plan, learning_signal, output, problems)
+    plan.learning_signal = learning_signal or plan.rule.learning_signal or "bp"
+    _check_signals(plan, layer_rules, problems)
+    _find_output(model, plan, plan.learning_signal, output, problems)
     for pattern in exclude:
         if not any(fnmatchcase(name, pattern) for name, _ in model.named_modules()):
             problems.append(f"exclude={pattern!r} matches no module of the model; remove or correct the pattern.")
@@ -221,9 +226,24 @@ def _check_rules(plan: Plan, problems: list[str]) -> None:
             )
 
 
+def _check_signals(plan: Plan, layer_rules: dict[str, str | STLLRRule], problems: list[str]) -> None:
+    """A network has one learning signal; a layer's rule may not ask for another."""
+    for pattern, wanted in layer_rules.items():
+        try:
+            signal = resolve_rule(wanted).learning_signal
+        except RuleError:
+            continue  # reported already
+        if signal is not None and signal != plan.learning_signal:
+            problems.append(
+                f"layer_rules[{pattern!r}] comes with learning_signal={signal!r}, but the network has "
+                f"{plan.learning_signal!r}, and there is one for all layers. Choose it with learning_signal=, or pass "
+                "the layer's rule with learning_signal=None."
+            )
+
+
 def _find_output(model: nn.Module, plan: Plan, signal: str, output: str | None, problems: list[str]) -> None:
-    if signal not in ("bp", "dfa", "sign_dfa"):
-        problems.append(f'learning_signal={signal!r} is not known; use "bp", "dfa" or "sign_dfa".')
+    if signal not in get_args(SignalName):
+        problems.append(f"learning_signal={signal!r} is not known; use one of {', '.join(get_args(SignalName))}.")
         return
     modules = dict(model.named_modules())
     if output is not None:
@@ -242,7 +262,7 @@ def _find_output(model: nn.Module, plan: Plan, signal: str, output: str | None, 
         plan.output = (ordered[-1], modules[ordered[-1]])
         if signal != "bp" and not hidden_neurons(plan):
             problems.append(
-                f"learning_signal={signal!r} projects the error of the output to hidden neurons, but besides "
+                f"learning_signal={signal!r} is for hidden neurons, but besides "
                 f"{ordered[-1]!r}, taken for the output because it is registered last, there is none. Name the module "
                 "that the loss sees with output=."
             )

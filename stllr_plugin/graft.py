@@ -56,7 +56,7 @@ class SynapseCall:
         order: Number of the call; calls of one step are sorted by it.
         step: Time step at which it ran; only meaningful for readouts that no neuron consumes.
         gate: What lets the learning signal on to the input, where the input may come from an earlier step.
-        consumers: Neurons that it fed. If there is none, the weight gets its ordinary gradient.
+        consumers: Neurons that it fed, and the time step. If there is none, the weight gets its ordinary gradient.
     """
 
     site: SynapseSite
@@ -67,7 +67,7 @@ class SynapseCall:
     output_shape: torch.Size | None = None
     step: int = 0
     gate: InputGate | None = None
-    consumers: set[str] = field(default_factory=set)
+    consumers: dict[str, int] = field(default_factory=dict)
 
     @property
     def consumed(self) -> bool:
@@ -124,10 +124,13 @@ class SynapticInput:
 
 @dataclass(slots=True, eq=False)
 class PostFactor:
-    """The postsynaptic side of a rule at one step: psi(v[t]) and tr_psi[t-1], each [B, *neuron shape]."""
+    """The postsynaptic side of a rule at one step: psi(v[t]), and the tr_psi that the second term sees.
+
+    Each [B, *neuron shape]; the trace is tr_psi[t-1] (convention "current": tr_psi[t]), or None if there is none yet.
+    """
 
     psi: Tensor
-    before: Tensor | None
+    trace: Tensor | None
 
 
 @dataclass(slots=True, eq=False)
@@ -169,7 +172,7 @@ class StepRecord:
                 continue
             signal = delta.to(post.psi.dtype)
             causal = signal * post.psi * rule.alpha_pre if rule.alpha_pre else None
-            noncausal = signal * post.before * rule.noncausal_scale if post.before is not None else None
+            noncausal = signal * post.trace * rule.noncausal_scale if post.trace is not None else None
             for factor, uses_trace in ((causal, True), (noncausal, False)):
                 if factor is None:
                     continue
@@ -178,7 +181,7 @@ class StepRecord:
                     synaptic = self.inputs[index]
                     source = synaptic.trace if uses_trace else synaptic.call.x
                     _accumulate(gradients, index, synaptic, pulled[index], source)
-        return gradients
+        return self._complete(gradients)
 
     def state_gradients(self, deltas: Sequence[Tensor | None]) -> list[Tensor | None]:
         """``sum_b (dL/d state)(d state/d output) tr_x`` for every input's weight: no psi, no second term."""
@@ -188,7 +191,14 @@ class StepRecord:
         pulled = self._pull_back(outputs, members)
         for index, synaptic in enumerate(self.inputs):
             _accumulate(gradients, index, synaptic, pulled[index], synaptic.trace)
-        return gradients
+        return self._complete(gradients)
+
+    def _complete(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
+        """Zeros for weights that a neuron holds itself, since Norse puts hooks on them that cannot take None."""
+        return [
+            torch.zeros_like(synaptic.call.weight) if gradient is None and synaptic.call.site.owned else gradient
+            for gradient, synaptic in zip(gradients, self.inputs, strict=True)
+        ]
 
     def _pull_back(
         self, outputs: Sequence[tuple[GradientEdge | None, Tensor]], members: list[int]

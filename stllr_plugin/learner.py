@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,8 @@ from stllr_plugin.errors import (
 from stllr_plugin.facade import OptimizerFacade
 from stllr_plugin.nn import SequenceDropout
 from stllr_plugin.report import Edge, Report
-from stllr_plugin.rule import STLLRRule
-from stllr_plugin.signals import DirectFeedback, Feedback, LearningSignal
+from stllr_plugin.rule import SignalName, STLLRRule
+from stllr_plugin.signals import SIGNALS, DirectSignal, Feedback, LearningSignal, TargetSignal
 from stllr_plugin.sites import (
     ExclusionHook,
     KeptStateSite,
@@ -62,12 +62,17 @@ class STLLRLearner(OptimizerFacade):
         layer_rules: Rules for some layers: shell-style pattern of a synapse's or a neuron's module name to rule or
             preset. The first pattern that matches wins; a rule for the synapse goes before one for the neuron that it
             feeds.
-        learning_signal: "bp" (through the layers of the same step), "dfa" or "sign_dfa" (direct feedback alignment).
-        output: Name of the module whose output the loss sees, for direct feedback; by default the last synapse or
+        learning_signal: "bp" (through the layers of the same step); "dfa" or "sign_dfa" (direct feedback alignment);
+            or made from the target given with :meth:`set_target`: "drtp" (a random projection of it), "local" (a
+            trained classifier per layer), "local_random" (a random one), "tess" (one of square waves). None takes the
+            rule's own, else "bp". See :mod:`stllr_plugin.signals`.
+        output: Name of the module whose output the loss sees, for all signals but "bp"; by default the last synapse or
             neuron.
         feedback_seed: Seed of the feedback matrices; by default ``torch.initial_seed()``.
         supervise_last: Supervise the last k steps of each sequence; None supervises all steps for which you call
             backward.
+        supervise_random: Supervise k steps of each sequence, drawn anew for each from torch's generator (as SLTT-K
+            does). Needs ``num_steps``, here or with :meth:`reset`; ``supervision.is_supervised(t)`` tells which.
         num_steps: Length of the sequences, if fixed. With ``supervise_last`` the steps before the supervised ones then
             keep no graph.
         exclude: Patterns of module names to leave alone.
@@ -87,10 +92,11 @@ class STLLRLearner(OptimizerFacade):
         *,
         rule: str | STLLRRule,
         layer_rules: Mapping[str, str | STLLRRule] | None = None,
-        learning_signal: Literal["bp", "dfa", "sign_dfa"] = "bp",
+        learning_signal: SignalName | None = None,
         output: str | None = None,
         feedback_seed: int | None = None,
         supervise_last: int | None = None,
+        supervise_random: int | None = None,
         num_steps: int | None = None,
         exclude: str | Iterable[str] = (),
         reset_after_step: bool = True,
@@ -98,6 +104,9 @@ class STLLRLearner(OptimizerFacade):
     ) -> None:
         """See the class."""
         _check_count("supervise_last", supervise_last)
+        _check_count("supervise_random", supervise_random)
+        if supervise_last is not None and supervise_random is not None:
+            raise RuleError("supervise_last and supervise_random exclude each other; pass one of them.")
         _check_count("num_steps", num_steps)
         if isinstance(optimizer, STLLRLearner):
             raise AttachmentError(["optimizer is an STLLRLearner itself; pass the optimizer that it wraps."])
@@ -108,12 +117,18 @@ class STLLRLearner(OptimizerFacade):
         excluded = (exclude,) if isinstance(exclude, str) else tuple(exclude)
         plan = plan_attachment(model, rule, dict(layer_rules or {}), learning_signal, output, excluded)
 
+        if plan.learning_signal == "local" and optimizer is None:
+            raise RuleError(
+                'learning_signal="local" trains a classifier per layer with an optimizer like yours: pass the '
+                'optimizer, or use "local_random", whose classifiers stay as they are.'
+            )
+
         super().__init__(optimizer)
         self.model = model
-        self.learning_signal = learning_signal
+        self.learning_signal = plan.learning_signal
         self.reset_after_step = reset_after_step
         self.check_finite = check_finite
-        self.supervision = Supervision(last=supervise_last)
+        self.supervision = Supervision(last=supervise_last, random=supervise_random)
         self._num_steps = num_steps
         self._plan = plan
         self._enabled = True
@@ -122,6 +137,7 @@ class STLLRLearner(OptimizerFacade):
         self._orders = 0
         self._single_step_updates = 0
         self._edge_names: dict[str, str] = {}
+        self._sequence_neurons = {name for name, module, adapter in plan.neurons if adapter.is_sequence(module)}
         self._handles: list[Any] = []
         self._sites: list[SynapseSite] = []
         self._neurons: list[NeuronSite] = []
@@ -133,13 +149,13 @@ class STLLRLearner(OptimizerFacade):
     # Attaching.
 
     def _build_signal(self, plan: Plan, seed: int | None) -> LearningSignal:
-        if self.learning_signal == "bp":
-            return LearningSignal()
+        kind = SIGNALS[plan.learning_signal]
+        if not issubclass(kind, DirectSignal):
+            return kind()
         assert plan.output is not None
         name, module = plan.output
-        hidden = hidden_neurons(plan)
         seed = torch.initial_seed() if seed is None else seed
-        return DirectFeedback(self, name, module, hidden, self.learning_signal == "sign_dfa", seed)
+        return kind(self, plan.learning_signal, name, module, hidden_neurons(plan), seed)
 
     def _attach(self, plan: Plan) -> None:
         for name, module, synapse in plan.synapses:
@@ -250,9 +266,9 @@ class STLLRLearner(OptimizerFacade):
         """Notes that a gradient of the rule was delivered."""
         self._captures += 1
 
-    def edge_name(self, synapse: str, neuron: str, number: int) -> str:
-        """Name of an edge; calls of one synapse on several inputs within a step are numbered."""
-        name = f"{synapse}->{neuron}" + (f"#{number + 1}" if number else "")
+    def edge_name(self, synapse: str, neuron: str, number: int, layer: int) -> str:
+        """Name of an edge; calls of one synapse (#) and runs of one block (@) within a step are numbered."""
+        name = f"{synapse}->{neuron}" + (f"#{number + 1}" if number else "") + (f"@{layer + 1}" if layer else "")
         self._edge_names.setdefault(name, synapse)
         return name
 
@@ -274,6 +290,7 @@ class STLLRLearner(OptimizerFacade):
             self.model.zero_grad(set_to_none)
         else:
             self._inner.zero_grad(set_to_none)
+            self.signal.zero_grad()
             if self._captures and self.supervision.clock >= 0 and self.reset_after_step and self._attached:
                 self._end_sequence()
         self._captures = 0
@@ -303,6 +320,7 @@ class STLLRLearner(OptimizerFacade):
             if self.check_finite:
                 self.assert_finite()
         self._inner.step()
+        self.signal.step(self._inner)
         self._captures = 0
         if self.reset_after_step:
             self._warn_of_resets_within_sequences()
@@ -346,7 +364,7 @@ class STLLRLearner(OptimizerFacade):
         """
         checks: list[tuple[str, Tensor]] = []
         for neuron in self._neurons:
-            for traces in neuron.sequences.values():
+            for traces in neuron.layers():
                 for edge in traces.edges.values():
                     if edge.pre is not None:
                         checks.append(
@@ -401,24 +419,54 @@ class STLLRLearner(OptimizerFacade):
                 raise StateError(f"mask must be a bool tensor [B]; found {mask.dtype} of shape {tuple(mask.shape)}.")
             self._reset(mask, ended_by_step=False)
             return
+        self.begin_sequence(num_steps, lengths, keep_target=False)
+
+    def begin_sequence(self, num_steps: int | None, lengths: Tensor | None, *, keep_target: bool) -> None:
+        """What :meth:`reset` does; ``online`` and ``stream`` keep the target that was set for the sequence to come."""
         if lengths is None and num_steps is None:
             num_steps = self._num_steps
         self.supervision.begin(num_steps, lengths)
-        self._reset(None, ended_by_step=False)
+        self._reset(None, ended_by_step=False, keep_target=keep_target)
 
-    def _reset(self, mask: Tensor | None, ended_by_step: bool) -> None:
+    def _reset(self, mask: Tensor | None, ended_by_step: bool, keep_target: bool = False) -> None:
         for neuron in self._neurons:
             neuron.reset(mask, ended_by_step)
         for kept in self._kept:
             kept.reset(mask)
         if mask is None:
-            self.signal.restart()
+            self.signal.restart(keep_target=keep_target)
             self.supervision.clock = -1
             for site in self._sites:
                 site.begin()
             for module in self.model.modules():
                 if isinstance(module, SequenceDropout):
                     module.reset_mask()
+
+    @property
+    def needs_target(self) -> bool:
+        """Whether the learning signal is made from the target, so that :meth:`set_target` must be called."""
+        return self.signal.needs_target
+
+    def set_target(self, target: Tensor, scale: float = 1.0) -> None:
+        """Gives the target of the sequence to come to the signals "drtp", "local", "local_random" and "tess".
+
+        Call it before the first step of each sequence. :meth:`step` and :meth:`reset` forget it.
+
+        Args:
+            target: Class numbers [B] (integers), or values [B, C] (floats).
+            scale: What the signal of hidden layers is multiplied with. They are averages over the batch, per step: pass
+                1/T for a loss that you divide by the number of steps, and ``scaler.get_scale()`` with a GradScaler.
+
+        Raises:
+            RuleError: If the learning signal uses no target, or it is of neither form.
+        """
+        if not isinstance(self.signal, TargetSignal):
+            raise RuleError(f'learning_signal="{self.learning_signal}" uses no target; leave set_target() out.')
+        self.signal.set_target(torch.as_tensor(target), scale)
+
+    def takes_sequences(self, name: str) -> bool:
+        """Whether a neuron takes and returns [time, batch, ...] (with one time step per call)."""
+        return name in self._sequence_neurons
 
     def online(
         self,
@@ -502,17 +550,19 @@ class STLLRLearner(OptimizerFacade):
     def feedback(self) -> Feedback:
         """Feedback matrices by neuron module name, [outputs, *neuron shape]; may be read and set.
 
+        For "local" and "local_random" they are the readouts, for "tess" the square waves [classes, channels].
+
         Raises:
             RuleError: If the learning signal uses none.
         """
-        if not isinstance(self.signal, DirectFeedback):
+        if not isinstance(self.signal, DirectSignal):
             raise RuleError(f'learning_signal="{self.learning_signal}" uses no feedback matrices.')
         return self.signal.feedback
 
     def _running_edges(self) -> Iterator[tuple[NeuronSite, NeuronTraces, EdgeTraces, STLLRRule]]:
         rules = {site.name: site.rule for site in self._sites}
         for neuron in self._neurons:
-            for traces in neuron.sequences.values():
+            for traces in neuron.layers():
                 for edge in traces.edges.values():
                     yield neuron, traces, edge, rules[self._edge_names[edge.name]] or neuron.rule
 
@@ -535,6 +585,7 @@ class STLLRLearner(OptimizerFacade):
             settings={
                 "learning_signal": self.learning_signal,
                 "supervise_last": self.supervision.last,
+                "supervise_random": self.supervision.random,
                 "num_steps": self._num_steps,
                 "propagate": self._plan.rule.propagate,
                 "convention": self._plan.rule.convention,
@@ -554,10 +605,10 @@ class STLLRLearner(OptimizerFacade):
         """Bytes held between time steps: "pre" and "post" traces, "feedback" matrices, and their "total"."""
         usage = {"pre": 0, "post": 0, "feedback": 0}
         for neuron in self._neurons:
-            for traces in neuron.sequences.values():
+            for traces in neuron.layers():
                 usage["pre"] += sum(_bytes(edge.pre) for edge in traces.edges.values())
                 usage["post"] += sum(_bytes(post.trace) for post in traces.posts.values())
-        if isinstance(self.signal, DirectFeedback):
+        if isinstance(self.signal, DirectSignal):
             usage["feedback"] = sum(_bytes(matrix) for matrix in self.signal.feedback.values())
         return {**usage, "total": sum(usage.values())}
 
@@ -575,9 +626,10 @@ class STLLRLearner(OptimizerFacade):
         """The inner optimizer's state and, under "stllr", rules and feedback matrices; traces belong to a sequence."""
         inner: dict[str, Any] = {"state": {}, "param_groups": []} if self._inner is None else self._inner.state_dict()
         own = self._described()
-        if isinstance(self.signal, DirectFeedback):
-            own["feedback"] = {name: matrix.clone() for name, matrix in self.signal.feedback.items()}
+        if isinstance(self.signal, DirectSignal):
+            own["feedback"] = {name: matrix.detach().clone() for name, matrix in self.signal.feedback.items()}
             own["feedback_seed"] = self.signal.feedback.seed
+            own.update(self.signal.state_dict())
         return {**inner, _STATE_KEY: own}
 
     def _described(self) -> dict[str, Any]:
@@ -603,7 +655,7 @@ class STLLRLearner(OptimizerFacade):
                     f"The checkpoint was made with learning_signal={own['learning_signal']!r}, this learner has "
                     f"{self.learning_signal!r}."
                 )
-            if isinstance(self.signal, DirectFeedback):
+            if isinstance(self.signal, DirectSignal):
                 unknown = sorted(set(own["feedback"]) - set(self.signal.feedback.names))
                 if unknown:
                     raise RuleError(
@@ -618,10 +670,11 @@ class STLLRLearner(OptimizerFacade):
         for what in ("rule", "layer_rules"):
             if own[what] != mine[what]:
                 warn(f"The checkpoint was made with {what} {own[what]}; this learner goes on with {mine[what]}.")
-        if isinstance(self.signal, DirectFeedback):
+        if isinstance(self.signal, DirectSignal):
             self.signal.feedback.seed = own["feedback_seed"]
             for name, matrix in own["feedback"].items():
                 self.signal.feedback[name] = matrix
+            self.signal.load_state_dict(own)
 
 
 def _check_count(name: str, value: int | None) -> None:

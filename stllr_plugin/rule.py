@@ -18,11 +18,12 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from stllr_plugin.activations import Psi, describe_psi, resolve_psi
+from stllr_plugin.activations import InverseSquare, Psi, Spike, Triangle, describe_psi, resolve_psi
 from stllr_plugin.errors import RuleError
 
 Propagate = Literal["psi", "surrogate"]
-Convention = Literal["code", "paper"]
+Convention = Literal["code", "paper", "current"]
+SignalName = Literal["bp", "dfa", "sign_dfa", "drtp", "local", "local_random", "tess"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,11 @@ class STLLRRule:
         propagate: What carries the learning signal to the layer below (and to biases): "psi", as in the authors' code,
             or "surrogate", the neuron's own surrogate derivative (Algorithm 1 of the paper).
         convention: "code" weights the newest postsynaptic sample by 1, as the authors' code does; "paper" puts another
-            lambda_post in front of the non-causal term (eq. 10). All published settings are in "code".
+            lambda_post in front of the non-causal term (eq. 10). All published settings are in "code". "current" lets
+            the non-causal term see the trace of the same step, tr_psi[t] in place of tr_psi[t-1], as pair-based STDP
+            does.
+        learning_signal: The learning signal that belongs to these settings; the learner uses it unless it is told
+            otherwise. None means "bp".
 
     Raises:
         RuleError: If a value is out of its range.
@@ -53,6 +58,7 @@ class STLLRRule:
     psi: str | Psi | None = "triangle"
     propagate: Propagate = "psi"
     convention: Convention = "code"
+    learning_signal: SignalName | None = None
 
     def __post_init__(self) -> None:
         """Checks all fields; reports the first that is wrong."""
@@ -65,7 +71,11 @@ class STLLRRule:
             if not 0.0 <= value <= 1.0:
                 raise RuleError(f"{name}={value!r}: a trace decays by a factor in [0, 1] per time step.")
         resolve_psi(self.psi)
-        for name, allowed in (("propagate", get_args(Propagate)), ("convention", get_args(Convention))):
+        for name, allowed in (
+            ("propagate", get_args(Propagate)),
+            ("convention", get_args(Convention)),
+            ("learning_signal", (None, *get_args(SignalName))),
+        ):
             if getattr(self, name) not in allowed:
                 raise RuleError(f"{name}={getattr(self, name)!r}: use one of {list(allowed)}.")
 
@@ -117,14 +127,34 @@ def resolve_rule(rule: str | STLLRRule) -> STLLRRule:
 
 
 # Settings of the published experiments (S-TLLR paper, Table 2 and App. A.3; lambda and alpha as in the authors' code),
-# and the two rules that are special cases. OTTT's lambda_pre is the leak of the neuron: 0.5 in its published code,
-# override it to yours.
+# then rules that are special cases of the same engine. Where lambda_pre is to be the leak of the neuron (all but
+# "sltt", "tess" and "stdp"), override it with yours. Names end in "_like" where something of the original is missing.
 _PRESETS: dict[str, STLLRRule] = {
     "dvs_gesture": STLLRRule(1.0, 0.75, -1.0, 0.2, "triangle"),
     "cifar10_dvs": STLLRRule(1.0, 0.5, -1.0, 0.2, "sigmoid"),
     "ncaltech101": STLLRRule(1.0, 0.5, -1.0, 0.2, "sigmoid"),
     "shd": STLLRRule(1.0, 1.0, 1.0, 0.5, "inverse_square"),
     "mvsec": STLLRRule(1.0, 0.8, -0.2, 0.5, "rational"),
+    # Xiao et al., "Online Training Through Time for Spiking Neural Networks", NeurIPS 2022.
     "ottt": STLLRRule(1.0, 0.5, 0.0, 0.0, None, "surrogate"),
+    # Meng et al., "Towards Memory- and Time-Efficient Backpropagation for Training Spiking Neural Networks", ICCV 2023.
     "sltt": STLLRRule(1.0, 0.0, 0.0, 0.0, None, "surrogate"),
+    # Apolinario, Roy & Frenkel, IJCNN 2025 (alpha_post is -1, 0 or 1 there, by data set).
+    "tess": STLLRRule(1.0, 0.5, -1.0, 0.2, "triangle", learning_signal="tess"),
+    # Bellec et al., "A solution to the learning dilemma for recurrent networks of spiking neurons", Nature
+    # Communications 2020: random e-prop for LIF neurons. Exact if the readout does not leak; a leaky one would low-pass
+    # each eligibility, which needs memory per synapse. Its dampening is 0.3 and its pseudo-derivative as wide as the
+    # threshold: for one that is not 1, pass psi=Triangle(0.3, threshold).
+    "eprop_lif_like": STLLRRule(1.0, 0.9, 0.0, 0.0, Triangle(0.3, 1.0), learning_signal="dfa"),
+    # Kaiser, Mostafa & Neftci, "Synaptic Plasticity Dynamics for Deep Continuous Local Learning (DECOLLE)", Frontiers
+    # in Neuroscience 2020. Its neuron is an SRM0, with two traces in a row (0.97 and 0.92); here there is one.
+    "decolle_like": STLLRRule(1.0, 0.92, 0.0, 0.0, InverseSquare(10.0), learning_signal="local_random"),
+    # Quintana et al., "ETLP: Event-based Three-factor Local Plasticity for online learning with neuromorphic hardware",
+    # 2023. Its neurons adapt their thresholds, which adds an eligibility per synapse; this is its LIF part.
+    "etlp_like": STLLRRule(1.0, 0.9, 0.0, 0.0, Triangle(0.3, 1.0), learning_signal="drtp"),
+    # Ortner, Pes, Gentinetta, Frenkel & Pantazi, "Online Spatio-Temporal Learning with Target Projection", AICAS 2023.
+    # Its eligibility also follows the path through the reset; this one does not.
+    "osttp_like": STLLRRule(1.0, 0.9, 0.0, 0.0, None, "surrogate", learning_signal="drtp"),
+    # Pair-based additive STDP: psi is the spike. Needs no loss; see learner.reinforce().
+    "stdp": STLLRRule(1.0, 0.5, -1.0, 0.5, Spike(), convention="current"),
 }

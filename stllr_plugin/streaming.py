@@ -52,7 +52,7 @@ def run_online(
     """Checks the arguments and returns the context manager of ``STLLRLearner.online``."""
     supervision = learner.supervision
     if num_steps is not None:
-        learner.reset(num_steps=num_steps)
+        learner.begin_sequence(num_steps, None, keep_target=True)
     if supervision.last is not None and supervision.num_steps is None and supervision.lengths is None:
         raise StateError(
             f"online() cannot tell which are the last {supervision.last} steps (supervise_last) without the length of "

@@ -1,8 +1,8 @@
 """Which time steps of a sequence are supervised.
 
-``supervise_last=k`` supervises the last k steps. Where the length is known beforehand (``num_steps``, or one length per
-sample) the earlier steps keep no graph at all; where it is not, their learning signals are dropped when the backward
-pass reaches them.
+``supervise_last=k`` supervises the last k steps, ``supervise_random=k`` k steps drawn for each sequence. Where the
+length is known beforehand (``num_steps``, or one length per sample) the steps that are not supervised keep no graph at
+all; where it is not, the learning signals of those before the last k are dropped when the backward pass reaches them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ class Supervision:
 
     Attributes:
         last: Number of supervised steps at the end of each sequence; None supervises every step.
+        random: Number of supervised steps drawn at random for each sequence; excludes ``last``.
         num_steps: Length of the sequence, if known.
         lengths: Length of each sample, int64 [B], if they differ.
         clock: Index of the step that runs or ran last; -1 before the first.
@@ -28,11 +29,13 @@ class Supervision:
     """
 
     last: int | None = None
+    random: int | None = None
     num_steps: int | None = None
     lengths: Tensor | None = None
     clock: int = -1
     steps_run: int = 0
     _first: int = 0
+    _drawn: frozenset[int] | None = None
 
     def begin(self, num_steps: int | None, lengths: Tensor | None) -> None:
         """Starts a sequence of known (or unknown) length."""
@@ -50,6 +53,11 @@ class Supervision:
         self.num_steps, self.lengths, self.clock = num_steps, lengths, -1
         shortest = num_steps if lengths is None else int(lengths.min())
         self._first = 0 if self.last is None or shortest is None else max(0, shortest - self.last)
+        self._drawn = None
+        if self.random is not None:
+            total = num_steps if num_steps is not None or lengths is None else int(lengths.max())
+            if total is not None:
+                self._drawn = frozenset(torch.randperm(total)[: self.random].tolist())
 
     def enter(self, step: int) -> None:
         """Moves the clock to the step that a neuron runs now; the first neuron of a step begins it."""
@@ -59,12 +67,37 @@ class Supervision:
 
     def needs_graph(self, step: int) -> bool:
         """Whether any sample is supervised at this step, as far as can be known while it runs."""
-        return step >= self._first
+        if self.random is None:
+            return step >= self._first
+        if self._drawn is None:
+            raise StateError(
+                f"supervise_random={self.random} draws the supervised steps beforehand, so it needs the length of the "
+                "sequence: pass num_steps to the learner, or to learner.reset() before each sequence."
+            )
+        return step in self._drawn
+
+    def is_supervised(self, step: int) -> bool:
+        """Whether a step of the running sequence is supervised, for samples that have not ended.
+
+        With ``last`` and a sequence of unknown length: whether it would be if the sequence ended now.
+        """
+        if self.random is not None or self.last is None:
+            return self.needs_graph(step)
+        total = self.num_steps if self.num_steps is not None else self.clock + 1
+        return step >= total - self.last
 
     def mask(self, signal: Tensor, step: int) -> Tensor | None:
-        """Drops the learning signal [B, ...] of samples that are not supervised at this step; None if none is."""
+        """Drops the learning signal [B, ...] of samples that are not supervised at this step; None if none is.
+
+        The signal of a sequence module, [1, B, ...], has its batch in the second dimension.
+        """
+        if self.random is not None and not self.needs_graph(step):
+            return None
         if self.lengths is not None:
             lengths = self.lengths.to(signal.device)
+            if signal.shape[0] == 1 and signal.dim() > 1 and lengths.shape[0] == signal.shape[1] != 1:
+                masked = self.mask(signal[0], step)
+                return None if masked is None else masked.unsqueeze(0)
             if lengths.shape[0] != signal.shape[0]:
                 raise StateError(
                     f"reset(lengths) was given {lengths.shape[0]} lengths for a batch of {signal.shape[0]}."

@@ -55,23 +55,24 @@ class PostTrace:
     decay: float
     trace: Tensor | None = None
 
-    def advance(self, psi: Tensor) -> Tensor | None:
-        """Returns tr_psi[t-1] and moves on to ``tr_psi[t] = decay * tr_psi[t-1] + psi(v[t])``."""
+    def advance(self, psi: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Moves on to ``tr_psi[t] = decay * tr_psi[t-1] + psi(v[t])``; returns tr_psi[t-1] and tr_psi[t]."""
         before = self.trace
         if before is None or self.decay == 0.0:
             self.trace = psi
         else:
             self.trace = torch.add(psi, before.to(psi.device, psi.dtype), alpha=self.decay)
-        return before
+        return before, self.trace
 
 
 @dataclass(slots=True)
 class NeuronTraces:
     """All state of one neuron within one sequence.
 
-    A neuron module that serves several layers has one of these per set of synapses that feed it.
+    A neuron module that serves several layers has one of these for each.
 
     Attributes:
+        number: Which of the layers that the same synapses feed this is.
         steps: Time steps seen since the sequence began.
         edges: By (id of the synapse's site, number of the call within a step).
         posts: By (psi, lambda_post).
@@ -80,6 +81,7 @@ class NeuronTraces:
         ended_by_step: Whether ``step()`` has just ended the sequence.
     """
 
+    number: int = 0
     steps: int = 0
     edges: dict[tuple[int, int], EdgeTraces] = field(default_factory=dict)
     posts: dict[tuple[Psi | None, float], PostTrace] = field(default_factory=dict)
@@ -116,6 +118,8 @@ class NeuronTraces:
 def _cleared(trace: Tensor | None, mask: Tensor, name: str) -> Tensor | None:
     if trace is None:
         return None
+    if trace.shape[0] == 1 and trace.dim() > 1 and mask.shape[0] == trace.shape[1] != 1:
+        return _cleared(trace[0], mask, name).unsqueeze(0)  # type: ignore[union-attr]  # of a sequence module: [1, B, ...]
     if trace.shape[0] != mask.shape[0]:
         raise StateError(f"reset(mask): the mask has {mask.shape[0]} samples, but {name} has {trace.shape[0]}.")
     rows = mask.to(trace.device).view(-1, *[1] * (trace.dim() - 1))

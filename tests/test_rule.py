@@ -12,18 +12,24 @@ import pytest
 import torch
 
 from stllr_plugin import RuleError, STLLRRule
-from stllr_plugin.activations import InverseSquare, Triangle
+from stllr_plugin.activations import InverseSquare, Spike, Triangle
 from stllr_plugin.rule import resolve_rule
 
-# alpha_pre, lambda_pre, alpha_post, lambda_post, psi
+# alpha_pre, lambda_pre, alpha_post, lambda_post, psi, propagate, learning_signal
 PUBLISHED: dict[str, tuple[Any, ...]] = {
-    "dvs_gesture": (1.0, 0.75, -1.0, 0.2, "triangle", "psi"),
-    "cifar10_dvs": (1.0, 0.5, -1.0, 0.2, "sigmoid", "psi"),
-    "ncaltech101": (1.0, 0.5, -1.0, 0.2, "sigmoid", "psi"),
-    "shd": (1.0, 1.0, 1.0, 0.5, "inverse_square", "psi"),
-    "mvsec": (1.0, 0.8, -0.2, 0.5, "rational", "psi"),
-    "ottt": (1.0, 0.5, 0.0, 0.0, None, "surrogate"),
-    "sltt": (1.0, 0.0, 0.0, 0.0, None, "surrogate"),
+    "dvs_gesture": (1.0, 0.75, -1.0, 0.2, "triangle", "psi", None),
+    "cifar10_dvs": (1.0, 0.5, -1.0, 0.2, "sigmoid", "psi", None),
+    "ncaltech101": (1.0, 0.5, -1.0, 0.2, "sigmoid", "psi", None),
+    "shd": (1.0, 1.0, 1.0, 0.5, "inverse_square", "psi", None),
+    "mvsec": (1.0, 0.8, -0.2, 0.5, "rational", "psi", None),
+    "ottt": (1.0, 0.5, 0.0, 0.0, None, "surrogate", None),
+    "sltt": (1.0, 0.0, 0.0, 0.0, None, "surrogate", None),
+    "tess": (1.0, 0.5, -1.0, 0.2, "triangle", "psi", "tess"),
+    "eprop_lif_like": (1.0, 0.9, 0.0, 0.0, Triangle(0.3, 1.0), "psi", "dfa"),
+    "decolle_like": (1.0, 0.92, 0.0, 0.0, InverseSquare(10.0), "psi", "local_random"),
+    "etlp_like": (1.0, 0.9, 0.0, 0.0, Triangle(0.3, 1.0), "psi", "drtp"),
+    "osttp_like": (1.0, 0.9, 0.0, 0.0, None, "surrogate", "drtp"),
+    "stdp": (1.0, 0.5, -1.0, 0.5, Spike(), "psi", None),
 }
 
 
@@ -31,8 +37,8 @@ PUBLISHED: dict[str, tuple[Any, ...]] = {
 def test_presets_are_the_published_settings(name):
     rule = STLLRRule.preset(name)
     found = (rule.alpha_pre, rule.lambda_pre, rule.alpha_post, rule.lambda_post, rule.psi, rule.propagate)
-    assert found == PUBLISHED[name]
-    assert rule.convention == "code"
+    assert (*found, rule.learning_signal) == PUBLISHED[name]
+    assert rule.convention == ("current" if name == "stdp" else "code")
     assert resolve_rule(name) == rule
 
 
@@ -80,10 +86,10 @@ def test_these_are_allowed(name, value):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"psi": "boxcar"}, "psi='boxcar' is not known; use one of ['inverse_square', 'rational', 'sigmoid', 'triangle']"),
+    ({"psi": "boxcar"}, "psi='boxcar' is not known; use one of ['dspike', 'inverse_square'"),
     ({"psi": 0.3}, "psi must be a name, a callable v -> psi(v) or None; found float"),
     ({"propagate": "both"}, "propagate='both': use one of ['psi', 'surrogate']"),
-    ({"convention": "book"}, "convention='book': use one of ['code', 'paper']"),
+    ({"convention": "book"}, "convention='book': use one of ['code', 'paper', 'current']"),
 ])  # fmt: skip
 def test_wrong_choices(options, message):
     with pytest.raises(RuleError) as caught:

@@ -43,7 +43,8 @@ class ModelSite:
     def after(self, output: Any) -> Any:
         """Masks the output of one time step."""
         supervision = self.learner.supervision
-        if not self.learner.is_recording or (supervision.last is None and supervision.lengths is None):
+        every_step = supervision.last is None and supervision.random is None and supervision.lengths is None
+        if not self.learner.is_recording or every_step:
             return None
         if supervision.steps_run - self._steps_before > 1:
             return None  # the loop over time is inside

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -51,8 +52,9 @@ class NeuronSite:
         adapter: What is known about its kind.
         rule: The neuron's rule: its own by name, else the learner's.
         own_weights: Sites of weights that the module holds itself.
-        sequences: Traces by the set of synapses that feed the neuron (more than one where a module serves several
-            layers).
+        sequences: Traces of the layers that this module serves, by the set of synapses that feed them. There is more
+            than one layer where different synapses feed the module, or where a block is run several times within a
+            step, each time with another state.
     """
 
     def __init__(
@@ -71,10 +73,15 @@ class NeuronSite:
         self.adapter = adapter
         self.rule = rule
         self.own_weights = own_weights
-        self.sequences: dict[tuple[tuple[int, int], ...], NeuronTraces] = {}
+        self.sequences: dict[tuple[tuple[int, int], ...], list[NeuronTraces]] = {}
         self.tap = adapter.make_tap(module)
         self._open: list[_OpenStep | None] = []
         self._evaluated = False
+
+    def layers(self) -> Iterator[NeuronTraces]:
+        """The traces of each layer that this module serves."""
+        for layers in self.sequences.values():
+            yield from layers
 
     def attach(self) -> list[Any]:
         """Installs the tap and registers the hooks (ours first after the call); returns their handles."""
@@ -103,14 +110,14 @@ class NeuronSite:
             raise StateError(f"Neuron {self.name!r} received a sparse tensor; pass x.to_dense().")
         if self._evaluated:
             self._evaluated = False
-            if all(traces.steps == 0 for traces in self.sequences.values()):
+            if all(traces.steps == 0 for traces in self.layers()):
                 self.adapter.reset_states(self.module, None)  # what an evaluation between two sequences left behind
         self._refuse_broadcast_states()
         args, kwargs, membrane = self.adapter.detach_states(self.module, args, kwargs)
         # New states that are all zero begin a sequence. Reading values waits for the device, so it is done only where
         # the state is not the one that the last step returned.
-        known = any(traces.last_membrane is not None for traces in self.sequences.values())
-        returned = any(traces.returned(membrane) for traces in self.sequences.values())
+        known = any(traces.last_membrane is not None for traces in self.layers())
+        returned = any(traces.returned(membrane) for traces in self.layers())
         fresh = membrane is None or (known and not returned and not bool(membrane.any()))
         self._recover()
         if self.adapter.delayed:
@@ -188,7 +195,7 @@ class NeuronSite:
         assert membrane is not None
         calls, steps = find_calls(membrane.grad_fn, membrane.shape) if membrane.grad_fn is not None else ([], set())
         groups = _group(calls)
-        traces = self._traces_for(tuple(groups))
+        traces = self._traces_for(tuple(groups), opened)
         self._follow_sequence(traces, opened)
         index = traces.steps
         if supervision.num_steps is not None and index >= supervision.num_steps:
@@ -212,7 +219,8 @@ class NeuronSite:
             call = members[0][1]
             edge = traces.edges.get(key)
             if edge is None:
-                edge = traces.edges[key] = EdgeTraces(learner.edge_name(call.site.name, self.name, key[1]))
+                name = learner.edge_name(call.site.name, self.name, key[1], traces.number)
+                edge = traces.edges[key] = EdgeTraces(name)
             rule = call.site.rule or self.rule
             for _, member, _ in members:
                 self._consume(member, index)
@@ -230,26 +238,42 @@ class NeuronSite:
         traces.remember(self.adapter.returned_membrane(self.module, result))
         return result
 
-    def _traces_for(self, key: tuple[tuple[int, int], ...]) -> NeuronTraces:
-        """The traces of the layer that is fed by these synapses."""
-        if key not in self.sequences:
-            if self._keeps_state() and any(other.steps for other in self.sequences.values()):
+    def _traces_for(self, key: tuple[tuple[int, int], ...], opened: _OpenStep) -> NeuronTraces:
+        """The traces of the layer that this call is, known by the synapses that feed it and by the state that came in.
+
+        A block that is run several times within a step, each time with a state of its own, is as many layers. At their
+        first step, which begins with new states, they are told apart by their order.
+        """
+        layers = self.sequences.get(key)
+        if layers is None:
+            if self._keeps_state() and any(traces.steps for traces in self.layers()):
                 raise StateError(
                     f"Neuron {self.name!r} is fed by other synapses than at its last call. It keeps its membrane "
-                    "itself (snnTorch: init_hidden=True), so it can serve one layer only, fed by the same synapses at "
+                    "itself (as with init_hidden=True), so it can serve one layer only, fed by the same synapses at "
                     "each step: use a neuron per layer, or explicit states."
                 )
-            self.sequences[key] = NeuronTraces()
-        return self.sequences[key]
+            layers = self.sequences[key] = [NeuronTraces()]
+        if self._keeps_state():
+            return layers[0]
+        for traces in layers:
+            if traces.returned(opened.incoming):
+                return traces
+        if opened.new_sequence and all(traces.steps for traces in layers):
+            if any(traces.steps > 1 for traces in layers):
+                for traces in layers:  # the sequence before has ended
+                    traces.restart()
+            else:
+                layers.append(NeuronTraces(number=len(layers)))
+        return min(layers, key=lambda traces: traces.steps)
 
     def _consume(self, call: SynapseCall, step: int) -> None:
-        if self.name in call.consumers:
+        if call.consumers.get(self.name, step) != step:
             raise SequenceInputError(
                 f"One output of synapse {call.site.name!r} reaches neuron {self.name!r} at more than one time step. If "
                 "the synapse was run on all steps at once, call it at each step, on that step's input. If a module in "
                 "between keeps a state from step to step, detach the state, or name the module in exclude=[...]."
             )
-        call.consumers.add(self.name)
+        call.consumers[self.name] = step
         if call.gate is not None and call.gate.made_at < step:
             if call.gate.parameters:
                 call.site.refuse_past_through_parameters()
@@ -286,16 +310,16 @@ class NeuronSite:
             return values[psi]
 
         posts: dict[STLLRRule, PostFactor] = {}
-        before: dict[tuple[Psi | None, float], Tensor | None] = {}
+        around: dict[tuple[Psi | None, float], tuple[Tensor | None, Tensor]] = {}  # tr_psi before and after this step
         for rule in dict.fromkeys(synaptic.rule for synaptic in inputs):
-            previous = None
+            seen = None
             if rule.alpha_post != 0.0:
                 key = (resolve_psi(rule.psi), rule.lambda_post)
-                if key not in before:
-                    before[key] = traces.posts.setdefault(key, PostTrace(*key)).advance(psi_of(rule))
-                previous = before[key]
+                if key not in around:
+                    around[key] = traces.posts.setdefault(key, PostTrace(*key)).advance(psi_of(rule))
+                seen = around[key][1 if rule.convention == "current" else 0]
             if with_graph:
-                posts[rule] = PostFactor(psi_of(rule), previous)
+                posts[rule] = PostFactor(psi_of(rule), seen)
         carries = psi_of(self.rule) if with_graph and self.rule.propagate == "psi" else None
         return posts, carries
 
@@ -355,7 +379,7 @@ class NeuronSite:
         sent. A sequence that begins within that forward is safe: its states are new.
         """
         ddp = getattr(DistributedDataParallel, "_active_ddp_module", None)
-        if ddp is None or all(traces.steps == 0 for traces in self.sequences.values()):
+        if ddp is None or all(traces.steps == 0 for traces in self.layers()):
             return
         states = [self.module._buffers.get(name) for name in self.adapter.state_buffers(self.module)]
         if any(state is sent for state in states for sent in getattr(ddp, "modules_buffers", ())):
@@ -369,7 +393,7 @@ class NeuronSite:
     def reset(self, mask: Tensor | None, ended_by_step: bool) -> None:
         """Resets traces and the states that the module keeps; with a mask [B], those samples only."""
         self._recover()
-        for traces in self.sequences.values():
+        for traces in self.layers():
             if mask is None:
                 traces.restart()
                 traces.ended_by_step = ended_by_step and not self._keeps_state()
@@ -377,7 +401,7 @@ class NeuronSite:
                 traces.clear_samples(mask)
         self.adapter.reset_states(self.module, mask)
         if mask is not None or self._keeps_state():
-            for traces in self.sequences.values():
+            for traces in self.layers():
                 traces.last_membrane = None
 
     def _keeps_state(self) -> bool:

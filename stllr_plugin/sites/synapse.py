@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,10 @@ class SynapseSite:
         learner: The learner.
         rule: Rule chosen for this synapse by name, or None to use the rule of the neuron that it feeds.
         last_call: The latest call of this sequence.
+        owned: Whether a neuron module holds the weight itself.
     """
+
+    owned: ClassVar[bool] = False
 
     def __init__(self, learner: STLLRLearner, name: str, rule: STLLRRule | None) -> None:
         """See the class."""
@@ -98,6 +101,8 @@ class SynapseSite:
 
 class OwnWeightSite(SynapseSite):
     """A weight that a neuron module holds itself and uses through ``linear`` (Norse's recurrent cells)."""
+
+    owned: ClassVar[bool] = True
 
     def __init__(self, learner: STLLRLearner, neuron: str, weight_name: str, rule: STLLRRule | None) -> None:
         """See the class."""

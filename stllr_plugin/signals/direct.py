@@ -1,0 +1,179 @@
+"""Signals that reach every hidden layer directly, and direct feedback alignment.
+
+Direct feedback alignment ("dfa") uses fixed random matrices times the output error, ``delta = e @ M`` with
+``e = dL[t]/d(output)``; "sign_dfa" uses the sign of the error, ``sign(e) @ M``. (Nokland, "Direct Feedback Alignment
+Provides Learning in Deep Neural Networks", NeurIPS 2016; S-TLLR paper, Sec. 4.2.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from stllr_plugin.errors import StateError
+from stllr_plugin.hooks import Hook, eager
+from stllr_plugin.signals.base import LearningSignal
+from stllr_plugin.signals.feedback import Feedback
+from stllr_plugin.sites import NeuronSite
+
+if TYPE_CHECKING:
+    from stllr_plugin.learner import STLLRLearner
+
+# From the error [B, outputs] at the output of a step to delta [B, *neuron shape] of each hidden neuron.
+Projection = Callable[[Tensor], list[Tensor]]
+# Names and spikes of hidden neurons.
+Hidden = list[tuple[str, Tensor]]
+
+
+class DirectSignal(LearningSignal):
+    """A signal that comes to each hidden spiking neuron directly, when a backward pass reaches the output of the step.
+
+    Args:
+        learner: The learner.
+        name: The signal's name.
+        output_name: Name of the module whose output the loss sees.
+        output: That module.
+        hidden: Names of the hidden neurons.
+        seed: Seed of the feedback matrices.
+    """
+
+    def __init__(
+        self, learner: STLLRLearner, name: str, output_name: str, output: nn.Module, hidden: list[str], seed: int
+    ) -> None:
+        """See the class."""
+        self.name = name
+        self.learner = learner
+        self.output_name = output_name
+        self.output = output
+        self.feedback = self.make_feedback(hidden, seed)
+        self._waiting: list[tuple[str, Tensor, int]] = []
+
+    def make_feedback(self, hidden: list[str], seed: int) -> Feedback:
+        """The feedback matrices of this signal."""
+        return Feedback(hidden, seed)
+
+    def projection(self, spikes: Hidden, outputs: int) -> Projection:
+        """What a step's backward pass needs.
+
+        Args:
+            spikes: Name and spikes of each call of a hidden neuron in this step, detached, [B, *neuron shape].
+            outputs: Number of outputs.
+        """
+        raise NotImplementedError
+
+    def hidden(self, site: NeuronSite, spikes: Tensor) -> Tensor:
+        """Keeps the grafted spikes until the output of this step is known; the layers above see them cut off."""
+        if not self.reaches(site):
+            return spikes
+        self._waiting.append((site.name, spikes, self.learner.supervision.clock))
+        return spikes.detach()
+
+    def reaches(self, site: NeuronSite) -> bool:
+        """True for hidden neurons."""
+        return site.name in self.feedback.names
+
+    def attach(self) -> list[Any]:
+        """Hooks the output module, after the hooks of synapses and neurons."""
+        return [self.output.register_forward_hook(_OutputHook(self))]
+
+    def restart(self, *, keep_target: bool = False) -> None:
+        """See the base class."""
+        self._waiting.clear()
+
+    def deliver(self, result: Any) -> Any:
+        """Routes the error that will arrive at the outputs of this step to the hidden layers."""
+        clock = self.learner.supervision.clock
+        late = [name for name, _, step in self._waiting if step != clock]
+        if late:
+            raise StateError(
+                f"Neurons {late} run after module {self.output_name!r}, which is taken for the output, so no error of "
+                "their time step can reach them. Name the module that the loss sees with output=."
+            )
+        waiting = [(name, spikes) for name, spikes, _ in self._waiting if spikes.requires_grad]
+        self._waiting = []
+        items = list(result) if isinstance(result, tuple) else [result]
+        places = [i for i, item in enumerate(items) if isinstance(item, Tensor) and item.requires_grad]
+        if not waiting or not places:
+            return result
+        seen = [(name, self._batch_first(name, spikes.detach())) for name, spikes in waiting]
+        batch = seen[0][1].shape[0]
+        outputs = [items[place] for place in places]
+        width = _rows(outputs[0], batch).shape[1]
+        if any(_rows(output, batch).shape[1] != width for output in outputs):
+            raise StateError(
+                f"The outputs of module {self.output_name!r} have different sizes; name the module that the loss sees."
+            )
+        projection = self.projection(seen, width)
+        routed = _ErrorFork.apply(projection, batch, len(outputs), *outputs, *[spikes for _, spikes in waiting])
+        for place, output in zip(places, routed, strict=True):
+            items[place] = output
+        return tuple(items) if isinstance(result, tuple) else items[0]
+
+    def _batch_first(self, name: str, spikes: Tensor) -> Tensor:
+        """Spikes without the time dimension that sequence modules keep."""
+        return spikes[0] if self.learner.takes_sequences(name) else spikes
+
+
+def _rows(tensor: Tensor, batch: int) -> Tensor:
+    """An output as [B, outputs]; one of a sequence module has a time dimension of 1 in front."""
+    if tensor.shape[0] != batch and tensor.shape[0] == 1 and tensor.dim() > 1:
+        tensor = tensor[0]
+    return tensor.flatten(1)
+
+
+class _OutputHook(Hook):
+    refuses = False
+
+    def __init__(self, signal: DirectSignal) -> None:
+        super().__init__(signal.output_name)
+        self.signal = signal
+
+    @eager
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if self.signal.learner.is_recording:
+            return self.signal.deliver(output)
+        return None
+
+
+class _ErrorFork(Function):
+    """Identity on the outputs; also hands each hidden layer its learning signal."""
+
+    @staticmethod
+    def forward(ctx: Any, projection: Projection, batch: int, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.projection, ctx.batch = projection, batch
+        ctx.shapes = [spikes.shape for spikes in tensors[count:]]
+        ctx.set_materialize_grads(False)
+        return tuple(tensor.detach() for tensor in tensors[:count])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *errors: Tensor | None) -> tuple[Any, ...]:
+        given = [_rows(error, ctx.batch) for error in errors if error is not None]
+        if not given:
+            return (None,) * len(ctx.needs_input_grad)
+        error = given[0] if len(given) == 1 else torch.stack(given).sum(0)
+        with torch.autocast(device_type=error.device.type, enabled=False):
+            deltas = ctx.projection(error)
+        shaped = [delta.reshape(shape) for delta, shape in zip(deltas, ctx.shapes, strict=True)]
+        return (None, None, None, *errors, *shaped)
+
+
+class DirectFeedback(DirectSignal):
+    """The signals "dfa" and "sign_dfa": the output error of each step, projected straight to every hidden layer."""
+
+    def projection(self, spikes: Hidden, outputs: int) -> Projection:
+        """See the base class."""
+        matrices = [self.feedback.matrix(name, outputs, y).to(y.dtype) for name, y in spikes]
+        sign = self.name == "sign_dfa"
+
+        def project(error: Tensor) -> list[Tensor]:
+            if sign:
+                error = error.sign()
+            return [error.to(matrix.dtype) @ matrix.flatten(1) for matrix in matrices]
+
+        return project

@@ -1,0 +1,93 @@
+"""Signals made from the target of the batch, and direct random target projection.
+
+"drtp" gives each hidden layer a fixed random projection of the target itself, ``delta = (Y @ M) / B`` with Y one-hot.
+(Frenkel, Lefebvre & Bol, "Learning Without Feedback: Fixed Random Learning Signals Allow for Feedforward Training of
+Deep Neural Networks", Frontiers in Neuroscience 2021.)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from stllr_plugin.errors import RuleError, StateError
+from stllr_plugin.signals.direct import DirectSignal, Hidden, Projection
+
+if TYPE_CHECKING:
+    from stllr_plugin.learner import STLLRLearner
+
+
+class TargetSignal(DirectSignal):
+    """A direct signal that knows the target of the batch.
+
+    All of them are divided by the batch size, as a loss is that is averaged over the batch.
+    """
+
+    needs_target = True
+
+    def __init__(
+        self, learner: STLLRLearner, name: str, output_name: str, output: nn.Module, hidden: list[str], seed: int
+    ) -> None:
+        """See the base class."""
+        super().__init__(learner, name, output_name, output, hidden, seed)
+        self.scale = 1.0
+        self._target: Tensor | None = None
+
+    def set_target(self, target: Tensor, scale: float) -> None:
+        """Sets the target of the batch: class numbers [B] (integers), or values [B, C].
+
+        Raises:
+            RuleError: If it is neither.
+        """
+        labels = target.dim() == 1 and not target.is_floating_point() and target.dtype != torch.bool
+        if not labels and not (target.dim() == 2 and target.is_floating_point()):
+            raise RuleError(
+                f"set_target() takes class numbers, an integer tensor [B], or values, a float tensor [B, C]; found "
+                f"{target.dtype} of shape {tuple(target.shape)}."
+            )
+        self._target, self.scale = target.detach(), float(scale)
+
+    def restart(self, *, keep_target: bool = False) -> None:
+        """See the base class."""
+        super().restart()
+        if not keep_target:
+            self._target = None
+
+    def target_rows(self, outputs: int, like: Tensor) -> Tensor:
+        """The target as [B, C] for a batch like ``like`` [B, ...]; class numbers become one-hot rows of ``outputs``.
+
+        Raises:
+            StateError: If there is none, or it does not fit.
+        """
+        target = self._target
+        if target is None:
+            raise StateError(
+                f"learning_signal={self.name!r} needs the target of the batch: call learner.set_target(target) before "
+                "the first step of each sequence (and after reset(), which forgets it, as step() does)."
+            )
+        if target.shape[0] != like.shape[0]:
+            raise StateError(f"set_target() was given {target.shape[0]} targets for a batch of {like.shape[0]}.")
+        if target.dim() == 1:
+            lowest, highest = (int(value) for value in torch.aminmax(target))
+            if lowest < 0 or highest >= outputs:
+                raise StateError(
+                    f"set_target() was given class numbers from {lowest} to {highest}, but module "
+                    f"{self.output_name!r} has {outputs} outputs."
+                )
+            target = self._target = nn.functional.one_hot(target.long(), outputs).to(like.dtype)
+        return target.to(like.device, like.dtype)
+
+
+class TargetProjection(TargetSignal):
+    """The signal "drtp"."""
+
+    def projection(self, spikes: Hidden, outputs: int) -> Projection:
+        """See the base class."""
+        first = spikes[0][1]
+        target = self.target_rows(outputs, first)
+        scale = self.scale / first.shape[0]
+        classes = target.shape[1]
+        matrices = [self.feedback.matrix(name, classes, y).to(y.dtype) for name, y in spikes]
+        return lambda error: [target @ matrix.flatten(1) * scale for matrix in matrices]
