@@ -36,10 +36,17 @@ class Synapse:
             return "its weight is not initialised yet (lazy layer); run one forward pass first"
         if isinstance(weight, nn.Parameter) or parametrize.is_parametrized(module, self.weight_name):
             return None
+        if self._originals(module):
+            return None
         return (
-            f"`{self.weight_name}` is a plain tensor (old hook-style weight_norm or spectral_norm?); use "
-            "torch.nn.utils.parametrizations instead"
+            f"`{self.weight_name}` is a plain tensor, and no parameter that it could be computed from was found; use "
+            "torch.nn.utils.parametrizations or torch.nn.utils.prune"
         )
+
+    def _originals(self, module: nn.Module) -> list[nn.Parameter]:
+        """Parameters from which a hook before each call computes the weight: torch's pruning and old-style norms."""
+        names = [self.weight_name + suffix for suffix in ("_orig", "_g", "_v")]
+        return [parameter for name in names if (parameter := module._parameters.get(name)) is not None]
 
     def trainable(self, module: nn.Module) -> list[nn.Parameter]:
         """Parameters behind the weight that require a gradient (the originals, where the weight is parametrized)."""
@@ -47,7 +54,8 @@ class Synapse:
             originals = module.parametrizations[self.weight_name].parameters()  # type: ignore[index, union-attr]
             return [parameter for parameter in originals if parameter.requires_grad]
         weight = module._parameters.get(self.weight_name)
-        return [weight] if weight is not None and weight.requires_grad else []
+        originals = self._originals(module) if weight is None else [weight]
+        return [parameter for parameter in originals if parameter.requires_grad]
 
     def weight_gradient(self, module: nn.Module, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
         """Gradient of the weight for input x [B, ...] and output gradient g [B, ...], all of one float dtype."""

@@ -144,9 +144,20 @@ class ModuleSite(SynapseSite):
     def _recover(self) -> None:
         """Gives back the weight of a call that was cut off where torch runs no more hooks (Ctrl-C)."""
         for stale in self._open:
-            for parameter in stale[1] if stale is not None else ():
-                parameter.requires_grad_(True)
+            if stale is not None:
+                self._give_back(*stale)
         self._open.clear()
+
+    def _give_back(self, weight: Tensor, parameters: list[nn.Parameter]) -> bool:
+        """Puts the weight back into the graph; returns whether it was out of it all the time."""
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        name = self.synapse.weight_name
+        used = self.module.__dict__.get(name)
+        if used is None:
+            return True
+        self.module.__dict__[name] = weight
+        return not used.requires_grad
 
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Takes the weight out of the graph for the call that follows; returns other arguments if need be."""
@@ -157,9 +168,12 @@ class ModuleSite(SynapseSite):
             return None
         refuse_recomputation(self.name)
         # A parametrized weight is computed here within the graph of its originals, which the gradient then flows on to.
-        weight = getattr(self.module, self.synapse.weight_name)
+        name = self.synapse.weight_name
+        weight = getattr(self.module, name)
         for parameter in parameters:
             parameter.requires_grad_(False)
+        if name in self.module.__dict__:  # a hook that ran before has computed it: torch's pruning, old-style norms
+            self.module.__dict__[name] = weight.detach()
         self._open.append((weight, parameters))
         return self._without_past(args, kwargs)
 
@@ -195,11 +209,15 @@ class ModuleSite(SynapseSite):
         opened = self._open.pop() if self._open else None
         if opened is None:
             return None
-        weight, parameters = opened
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+        untouched = self._give_back(*opened)
         if not isinstance(output, Tensor):
             return None
+        if not untouched:
+            raise StateError(
+                f"The weight of synapse {self.name!r} was computed anew after the learner had taken it out of the "
+                "graph: pruning or an old-style norm was applied after attaching. Apply it first, then attach."
+            )
+        weight, _ = opened
         return self.tag(args[0] if args else kwargs[self.synapse.input_name], output, weight)
 
 

@@ -244,11 +244,11 @@ def test_lazy_layers(layer):
     refused(net, f"Synapse '0' ({type(layer).__name__})", "not initialised yet", "run one forward pass first")
 
 
-@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
-@pytest.mark.parametrize("old", [nn.utils.weight_norm, nn.utils.spectral_norm])
-def test_old_hooks_that_replace_the_weight(old):
-    net = nn.Sequential(old(nn.Linear(4, 4)), snn.Leaky(0.9))
-    refused(net, "Synapse '0' (Linear)", "plain tensor", "torch.nn.utils.parametrizations instead")
+def test_a_weight_that_is_no_parameter():
+    layer = nn.Linear(4, 4)
+    del layer.weight
+    layer.weight = torch.rand(4, 4)
+    refused(nn.Sequential(layer, snn.Leaky(0.9)), "Synapse '0' (Linear)", "plain tensor", "torch.nn.utils.prune")
 
 
 def test_lazy_layers_attach_once_they_have_run():
