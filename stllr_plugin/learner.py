@@ -37,6 +37,7 @@ from stllr_plugin.sites import (
     RecurrenceCut,
     SynapseSite,
 )
+from stllr_plugin.stdp import Plasticity, Reinforcement
 from stllr_plugin.streaming import OnlineRun, run_online, run_two_pass
 from stllr_plugin.supervision import Supervision
 from stllr_plugin.traces import EdgeTraces, NeuronTraces
@@ -64,8 +65,9 @@ class STLLRLearner(OptimizerFacade):
             feeds.
         learning_signal: "bp" (through the layers of the same step); "dfa" or "sign_dfa" (direct feedback alignment);
             or made from the target given with :meth:`set_target`: "drtp" (a random projection of it), "local" (a
-            trained classifier per layer), "local_random" (a random one), "tess" (one of square waves). None takes the
-            rule's own, else "bp". See :mod:`stllr_plugin.signals`.
+            trained classifier per layer), "local_random" (a random one), "tess" (one of square waves); or "one",
+            without a loss (:meth:`reinforce`). None takes the rule's own, else "bp". See :mod:`stllr_plugin.signals`.
+        plasticity: How eligibilities become weight changes, for learning_signal="one".
         output: Name of the module whose output the loss sees, for all signals but "bp"; by default the last synapse or
             neuron.
         feedback_seed: Seed of the feedback matrices; by default ``torch.initial_seed()``.
@@ -93,6 +95,7 @@ class STLLRLearner(OptimizerFacade):
         rule: str | STLLRRule,
         layer_rules: Mapping[str, str | STLLRRule] | None = None,
         learning_signal: SignalName | None = None,
+        plasticity: Plasticity | None = None,
         output: str | None = None,
         feedback_seed: int | None = None,
         supervise_last: int | None = None,
@@ -143,6 +146,10 @@ class STLLRLearner(OptimizerFacade):
         self._neurons: list[NeuronSite] = []
         self._kept = [KeptStateSite(self, name, module, keeper) for name, module, keeper in plan.keepers]
         self.signal = self._build_signal(plan, feedback_seed)
+        if isinstance(self.signal, Reinforcement):
+            self.signal.plasticity = plasticity or Plasticity()
+        elif plasticity is not None:
+            raise RuleError(f'plasticity is for learning_signal="one"; this learner has {self.learning_signal!r}.')
         self.supervision.begin(num_steps, None)
         self._attach(plan)
 
@@ -468,6 +475,29 @@ class STLLRLearner(OptimizerFacade):
         """Whether a neuron takes and returns [time, batch, ...] (with one time step per call)."""
         return name in self._sequence_neurons
 
+    def reinforce(self, reward: float | Tensor = 1.0) -> None:
+        """In place of ``loss.backward()`` under learning_signal="one": moves the weights along their eligibilities.
+
+        To be called after a time step. It leaves ``-reward * e_ij``, summed over the batch, in the gradient of each
+        weight that feeds a spiking neuron; a negative reward moves the weights the other way. Biases get nothing.
+
+        Args:
+            reward: A number, or one per sample [B] (not with ``Plasticity(eligibility_decay=...)``).
+
+        Raises:
+            RuleError: If the learner has another learning signal.
+            StateError: If no time step has run, the reward does not fit, or several processes train together.
+        """
+        self._require_attached()
+        if not isinstance(self.signal, Reinforcement):
+            raise RuleError(
+                f"reinforce() is for learning_signal='one'; this learner has {self.learning_signal!r}, which learns "
+                "from loss.backward()."
+            )
+        if self.distributed:
+            raise StateError("reinforce() does not average over processes; train with one.")
+        self._captures += self.signal.reinforce(reward)
+
     def online(
         self,
         output: nn.Module | str,
@@ -602,7 +632,10 @@ class STLLRLearner(OptimizerFacade):
         return result
 
     def memory_usage(self) -> dict[str, int]:
-        """Bytes held between time steps: "pre" and "post" traces, "feedback" matrices, and their "total"."""
+        """Bytes held between time steps: "pre" and "post" traces, "feedback" matrices, and their "total".
+
+        With ``Plasticity(eligibility_decay=...)`` also "eligibility", one number per weight.
+        """
         usage = {"pre": 0, "post": 0, "feedback": 0}
         for neuron in self._neurons:
             for traces in neuron.layers():
@@ -610,6 +643,8 @@ class STLLRLearner(OptimizerFacade):
                 usage["post"] += sum(_bytes(post.trace) for post in traces.posts.values())
         if isinstance(self.signal, DirectSignal):
             usage["feedback"] = sum(_bytes(matrix) for matrix in self.signal.feedback.values())
+        if isinstance(self.signal, Reinforcement):
+            usage["eligibility"] = self.signal.memory
         return {**usage, "total": sum(usage.values())}
 
     def __repr__(self) -> str:

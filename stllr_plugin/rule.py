@@ -23,7 +23,7 @@ from stllr_plugin.errors import RuleError
 
 Propagate = Literal["psi", "surrogate"]
 Convention = Literal["code", "paper", "current"]
-SignalName = Literal["bp", "dfa", "sign_dfa", "drtp", "local", "local_random", "tess"]
+SignalName = Literal["bp", "dfa", "sign_dfa", "drtp", "local", "local_random", "tess", "one"]
 
 
 @dataclass(frozen=True)
@@ -156,5 +156,5 @@ _PRESETS: dict[str, STLLRRule] = {
     # Its eligibility also follows the path through the reset; this one does not.
     "osttp_like": STLLRRule(1.0, 0.9, 0.0, 0.0, None, "surrogate", learning_signal="drtp"),
     # Pair-based additive STDP: psi is the spike. Needs no loss; see learner.reinforce().
-    "stdp": STLLRRule(1.0, 0.5, -1.0, 0.5, Spike(), convention="current"),
+    "stdp": STLLRRule(1.0, 0.5, -1.0, 0.5, Spike(), convention="current", learning_signal="one"),
 }

@@ -29,7 +29,7 @@ PUBLISHED: dict[str, tuple[Any, ...]] = {
     "decolle_like": (1.0, 0.92, 0.0, 0.0, InverseSquare(10.0), "psi", "local_random"),
     "etlp_like": (1.0, 0.9, 0.0, 0.0, Triangle(0.3, 1.0), "psi", "drtp"),
     "osttp_like": (1.0, 0.9, 0.0, 0.0, None, "surrogate", "drtp"),
-    "stdp": (1.0, 0.5, -1.0, 0.5, Spike(), "psi", None),
+    "stdp": (1.0, 0.5, -1.0, 0.5, Spike(), "psi", "one"),
 }
 
 

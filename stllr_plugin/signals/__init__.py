@@ -1,7 +1,7 @@
 """Learning signals: where delta_i[t] of a hidden layer comes from.
 
 "bp" carries it down through the layers of the same time step. All others bring it to each hidden layer directly, from
-the output error ("dfa", "sign_dfa") or from the target ("drtp", "local", "local_random", "tess").
+the output error ("dfa", "sign_dfa"), the target ("drtp", "local", "local_random", "tess") or a reward ("one").
 """
 
 from stllr_plugin.signals.base import LearningSignal
@@ -9,6 +9,7 @@ from stllr_plugin.signals.direct import DirectFeedback, DirectSignal
 from stllr_plugin.signals.feedback import Feedback
 from stllr_plugin.signals.local import LocalReadouts, SquareWaves
 from stllr_plugin.signals.target import TargetProjection, TargetSignal
+from stllr_plugin.stdp import Reinforcement
 
 SIGNALS: dict[str, type[LearningSignal]] = {
     "bp": LearningSignal,
@@ -18,6 +19,7 @@ SIGNALS: dict[str, type[LearningSignal]] = {
     "local": LocalReadouts,
     "local_random": LocalReadouts,
     "tess": SquareWaves,
+    "one": Reinforcement,
 }
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "Feedback",
     "LearningSignal",
     "LocalReadouts",
+    "Reinforcement",
     "SquareWaves",
     "TargetProjection",
     "TargetSignal",

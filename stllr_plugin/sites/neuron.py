@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.parallel import DistributedDataParallel
 
-from stllr_plugin.activations import Psi, resolve_psi
+from stllr_plugin.activations import Psi, Spike, resolve_psi
 from stllr_plugin.errors import SequenceInputError, StateError
 from stllr_plugin.graft import (
     PostFactor,
@@ -305,7 +305,7 @@ class NeuronSite:
         def psi_of(rule: STLLRRule) -> Tensor:
             psi = resolve_psi(rule.psi)
             if psi not in values:
-                value = self._psi(psi, v)
+                value = _fired(step, v) if isinstance(psi, Spike) else self._psi(psi, v)
                 values[psi] = value if step.gate is None else value * step.gate
             return values[psi]
 
@@ -406,6 +406,12 @@ class NeuronSite:
 
     def _keeps_state(self) -> bool:
         return self.adapter.keeps_state(self.module)
+
+
+def _fired(step: NeuronStep, v: Tensor) -> Tensor:
+    """The spikes that the neuron gave out: libraries differ in whether one at the threshold fires."""
+    assert step.spikes is not None
+    return (step.spikes.detach() != 0).to(v.dtype)
 
 
 class _BeforeNeuron(Hook):
