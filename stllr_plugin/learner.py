@@ -38,6 +38,7 @@ from stllr_plugin.sites import (
     SynapseSite,
 )
 from stllr_plugin.stdp import Plasticity, Reinforcement
+from stllr_plugin.stream import Stream, make_stream
 from stllr_plugin.streaming import OnlineRun, run_online, run_two_pass
 from stllr_plugin.supervision import Supervision
 from stllr_plugin.traces import EdgeTraces, NeuronTraces
@@ -497,6 +498,59 @@ class STLLRLearner(OptimizerFacade):
         if self.distributed:
             raise StateError("reinforce() does not average over processes; train with one.")
         self._captures += self.signal.reinforce(reward)
+
+    @property
+    def neurons(self) -> list[NeuronSite]:
+        """The neurons of the model, as the learner sees them."""
+        return self._neurons
+
+    @property
+    def keeps_time(self) -> bool:
+        """Whether the model takes and returns a time dimension, [1, batch, ...] at each step."""
+        return bool(self._sequence_neurons or self._plan.lifts)
+
+    def reset_kept_states(self) -> None:
+        """Resets the states that this model's neurons keep themselves, and nothing else."""
+        for neuron in self._neurons:
+            neuron.adapter.reset_states(neuron.module, None)
+        for kept in self._kept:
+            kept.reset(None)
+
+    def stream(
+        self,
+        data: Tensor | Iterable[Tensor],
+        state: Any = None,
+        *,
+        lengths: Tensor | None = None,
+        model: Callable[..., Any] | None = None,
+    ) -> Stream:
+        """Runs a model that takes whole sequences one time step at a time, as an online rule needs it.
+
+        For models with Norse's sequence modules (``LIF``, ``LIFRecurrent``, ``Lift``, ...) or snnTorch's ``StateLeaky``
+        and ``LinearLeaky``; works with all others as well. The outputs equal those of one call on the whole sequence::
+
+            for output in learner.stream(x):  # x: [time, batch, ...]
+                loss_t = cross_entropy(output, labels) / len(x)
+                loss_t.backward()
+            learner.step()
+
+        A stream begins a new sequence, unless a state is given, which it goes on from. In ``eval()`` mode or under
+        ``no_grad()`` it runs the model and leaves the traces alone.
+
+        Args:
+            data: [time, batch, ...], or an iterable of one tensor [batch, ...] per time step.
+            state: What the model takes as its state; ``stream.state`` holds it afterwards.
+            lengths: Integer [B], the length of each sample; see :meth:`reset`.
+            model: Called in place of the attached model: its DistributedDataParallel wrapper or compiled form.
+
+        Returns:
+            An iterable over the outputs, without the time dimension. Norse's state is carried along.
+
+        Raises:
+            SequenceInputError: If the data has neither form.
+        """
+        self._require_attached()
+        return make_stream(self, data, state, lengths, model)
 
     def online(
         self,

@@ -80,11 +80,13 @@ class MembraneTap:
     Attributes:
         calls: Arguments of each decision since :meth:`clear`.
         currents: Outputs of the module's own weights (:attr:`NeuronAdapter.weight_names`) in the order of use.
+        streaming: Whether ``learner.stream`` runs the module.
     """
 
     def __init__(self) -> None:
         """Starts closed: nothing is kept until the learner opens it."""
         self.open = False
+        self.streaming = False
         self.calls: list[tuple[Any, ...]] = []
         self.currents: list[Tensor] = []
 
@@ -252,6 +254,18 @@ class NeuronAdapter(ABC):
     def is_sequence(self, module: nn.Module) -> bool:
         """Whether the module takes [time, batch, ...]; the learner then feeds and accepts one time step per call."""
         return False
+
+    def stream_hooks(self, module: nn.Module, memory: dict[str, Tensor]) -> list[Any]:
+        """For sequence modules that keep no state: hooks that make one call go on from the step before.
+
+        Args:
+            module: The neuron.
+            memory: What the hooks of the step before have left; theirs to fill.
+
+        Returns:
+            Handles of the hooks, which ``learner.stream`` removes after the call.
+        """
+        return []
 
     def delay(
         self,

@@ -8,14 +8,14 @@ cannot be tapped in general: it runs twice per step.)
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import snntorch
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from stllr_plugin.errors import StateError
+from stllr_plugin.errors import SequenceInputError, StateError
 from stllr_plugin.neurons.base import (
     AttributeTap,
     MembraneTap,
@@ -221,6 +221,96 @@ def _refusal(module: nn.Module) -> str | None:
     return None
 
 
+@register_adapter
+class StateLeakyAdapter(NeuronAdapter):
+    """StateLeaky and LinearLeaky, which compute all membranes [T, B, C] of a sequence at once, without a reset.
+
+    Run by ``learner.stream``, one time step per call, they go on from the membrane of the step before: it is added to
+    the input, decayed by exp(-1 / tau). That is what their convolution over time computes.
+    """
+
+    def matches(self, module: nn.Module) -> bool:
+        """See the base class."""
+        return isinstance(module, snntorch.StateLeaky) and module.output
+
+    def problems(self, module: nn.Module) -> list[str]:
+        """See the base class."""
+        if module.kernel_truncation_steps is not None:
+            return [
+                "kernel_truncation_steps forgets inputs of long ago, which a running membrane cannot; use "
+                "kernel_truncation_steps=None"
+            ]
+        return []
+
+    def is_sequence(self, module: nn.Module) -> bool:
+        """See the base class."""
+        return True
+
+    def make_tap(self, module: nn.Module) -> MembraneTap:
+        """See the base class."""
+        return AttributeTap(module, "fire")
+
+    def detach_states(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any], Tensor | None]:
+        """See the base class; there is no state, so nothing tells that a sequence begins, but the stream does."""
+        return args, kwargs, args[0] if args else kwargs["input_"]
+
+    def read_step(self, module: nn.Module, tap: MembraneTap, output: Any) -> NeuronStep:
+        """See the base class; the factor of graded spikes is applied twice, in ``fire`` and after it."""
+        spikes, membrane = output
+        if spikes.shape[0] > 1 or not tap.streaming:
+            raise SequenceInputError(
+                f"{type(module).__name__} keeps no state from call to call, and an online rule needs one time step per "
+                "call. Loop with `for output in learner.stream(x)`, which carries the membrane."
+            )
+        if not tap.calls:
+            return NeuronStep(None, None, spikes)
+        (membrane,) = tap.calls[-1]
+        neuron: Any = module
+        factor = _gain(neuron.graded_spikes_factor)
+        gain = None if factor is None else factor * factor
+        return NeuronStep(membrane, membrane - neuron.threshold, spikes, gain=gain)
+
+    def returned_membrane(self, module: nn.Module, output: Any) -> Tensor | None:
+        """See the base class."""
+        return None
+
+    def spike_function(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+        """See the base class."""
+        return module.spike_grad  # type: ignore[return-value]
+
+    def stream_hooks(self, module: nn.Module, memory: dict[str, Tensor]) -> list[Any]:
+        """See the base class."""
+        neuron: Any = module
+
+        def go_on(current: Tensor) -> Tensor:
+            if "membrane" in memory:
+                current = current + torch.exp(-1.0 / neuron.tau) * memory["membrane"].reshape(current.shape)
+            memory["membrane"] = current.detach()
+            return current
+
+        if isinstance(module, snntorch.LinearLeaky):
+            return [neuron.linear.register_forward_hook(lambda _, args, output: go_on(output))]
+        return [module.register_forward_pre_hook(lambda _, args: (go_on(args[0]),))]
+
+
+@register_adapter
+class StateLeakyReadoutAdapter(StateLeakyAdapter):
+    """StateLeaky and LinearLeaky with output=False, which return their membrane and never spike."""
+
+    spiking: ClassVar[bool] = False
+
+    def matches(self, module: nn.Module) -> bool:
+        """See the base class."""
+        return isinstance(module, snntorch.StateLeaky) and not module.output
+
+    def read_step(self, module: nn.Module, tap: MembraneTap, output: Any) -> NeuronStep:
+        """See the base class."""
+        super().read_step(module, tap, (output, output))
+        return NeuronStep(output, None, None)
+
+
 def _cleared(state: Tensor, mask: Tensor) -> Tensor:
     rows = mask.to(state.device).view(-1, *[1] * (state.dim() - 1))
     return torch.where(rows, torch.zeros_like(state), state.detach())
@@ -231,7 +321,7 @@ def _refuse(module: nn.Module) -> str | None:
     reason = _refusal(module)
     if reason is not None:
         return reason
-    if not isinstance(module, snntorch.SpikingNeuron) or isinstance(module, (*_STATES, _DeltaLeaky)):
+    if not isinstance(module, snntorch.SpikingNeuron) or isinstance(module, (*_STATES, snntorch.StateLeaky)):
         return None
     return f"this neuron is not known; supported: {', '.join(kind.__name__ for kind in _STATES)} and their subclasses"
 

@@ -212,6 +212,7 @@ class NeuronSite:
             )
         traces.steps = index + 1
         supervision.enter(index)
+        self._check_lengths(membrane)
         with_graph = supervision.needs_graph(index)
 
         inputs = []
@@ -265,6 +266,12 @@ class NeuronSite:
             else:
                 layers.append(NeuronTraces(number=len(layers)))
         return min(layers, key=lambda traces: traces.steps)
+
+    def _check_lengths(self, membrane: Tensor) -> None:
+        lengths = self.learner.supervision.lengths
+        batch = membrane.shape[1 if self.adapter.is_sequence(self.module) else 0]
+        if lengths is not None and lengths.shape[0] != batch:
+            raise StateError(f"reset(lengths) was given {lengths.shape[0]} lengths for a batch of {batch}.")
 
     def _consume(self, call: SynapseCall, step: int) -> None:
         if call.consumers.get(self.name, step) != step:

@@ -1,0 +1,118 @@
+"""``learner.stream``: a model that takes whole sequences, run one time step at a time."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from stllr_plugin.errors import SequenceInputError
+from stllr_plugin.neurons.base import map_tensors
+
+if TYPE_CHECKING:
+    from stllr_plugin.learner import STLLRLearner
+
+
+class Stream:
+    """Iterates over the time steps of a sequence; see ``STLLRLearner.stream``.
+
+    Attributes:
+        state: What the model returned as its state at the last step; None for models that keep theirs.
+    """
+
+    def __init__(
+        self,
+        learner: STLLRLearner,
+        data: Tensor | Iterable[Tensor],
+        state: Any,
+        lengths: Tensor | None,
+        model: Callable[..., Any],
+    ) -> None:
+        """See the class."""
+        self.state = state
+        self._learner = learner
+        self._data = data
+        self._lengths = lengths
+        self._model = model
+        self._continues = state is not None
+        self._passes_state = "state" in inspect.signature(learner.model.forward).parameters
+        self._memories: dict[str, dict[str, Tensor]] = {}
+
+    def __len__(self) -> int:
+        """Number of time steps.
+
+        Raises:
+            TypeError: If the data is an iterable without a length.
+        """
+        if not isinstance(self._data, Sized):
+            raise TypeError(f"a stream over a {type(self._data).__name__} has no length")
+        return len(self._data)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Runs the model on one time step after the other; yields its output at each, without the time dimension."""
+        if not self._continues:
+            self._begin()
+        for x in self._data:
+            yield self._step(x)
+
+    def _begin(self) -> None:
+        learner = self._learner
+        self._memories.clear()
+        if not learner.is_recording:  # an evaluation leaves the traces alone
+            learner.reset_kept_states()
+            return
+        num_steps = len(self._data) if isinstance(self._data, Sized) else None
+        learner.begin_sequence(num_steps, self._lengths, keep_target=True)
+
+    def _step(self, x: Tensor) -> Any:
+        learner = self._learner
+        if not isinstance(x, Tensor):
+            raise SequenceInputError(
+                f"stream() takes a tensor [time, batch, ...] or an iterable of one tensor [batch, ...] per time step; "
+                f"found {type(x).__name__}."
+            )
+        keeps_time = learner.keeps_time
+        handles: list[Any] = []
+        for site in learner.neurons:
+            memory = self._memories.setdefault(site.name, {})
+            handles += site.adapter.stream_hooks(site.module, memory)
+            site.tap.streaming = True
+        try:
+            step = x.unsqueeze(0) if keeps_time else x
+            output = self._model(step, self.state) if self._passes_state else self._model(step)
+        finally:
+            for handle in handles:
+                handle.remove()
+            for site in learner.neurons:
+                site.tap.streaming = False
+        if self._passes_state:
+            output, self.state = output
+        batch = x.shape[0]
+
+        def without_time(tensor: Tensor) -> Tensor:
+            return tensor[0] if tensor.dim() > 1 and tensor.shape[:2] == (1, batch) else tensor
+
+        return map_tensors(output, without_time) if keeps_time else output
+
+
+def make_stream(
+    learner: STLLRLearner,
+    data: Tensor | Iterable[Tensor],
+    state: Any,
+    lengths: Tensor | None,
+    model: Callable[..., Any] | None,
+) -> Stream:
+    """Checks the arguments and returns the stream of ``STLLRLearner.stream``."""
+    if isinstance(data, Tensor) and data.dim() < 2:
+        raise SequenceInputError(
+            "stream() takes a tensor [time, batch, ...] or an iterable of one tensor [batch, ...] per time step; found "
+            f"a tensor of shape {tuple(data.shape)}."
+        )
+    if isinstance(data, nn.Module) or not isinstance(data, Iterable):
+        raise SequenceInputError(
+            f"stream() takes the data, [time, batch, ...], and runs the attached model on it; found a "
+            f"{type(data).__name__}."
+        )
+    return Stream(learner, data, state, lengths, learner.model if model is None else model)
