@@ -36,8 +36,8 @@ class STLLRRule:
         alpha_post: Weight of the non-causal term (postsynaptic trace times input). Any finite number; 0 switches it
             off.
         lambda_post: Decay per time step of the postsynaptic trace, in [0, 1].
-        psi: Secondary activation psi(v): "triangle", "inverse_square", "sigmoid", "rational", a callable, or None for
-            the derivative of the neuron's own surrogate. See :mod:`stllr_plugin.activations`.
+        psi: Secondary activation psi(v): "triangle", "inverse_square", "sigmoid", "rational", "dspike", "spike", a
+            callable, or None for the derivative of the neuron's own surrogate. See :mod:`stllr_plugin.activations`.
         propagate: What carries the learning signal to the layer below (and to biases): "psi", as in the authors' code,
             or "surrogate", the neuron's own surrogate derivative (Algorithm 1 of the paper).
         convention: "code" weights the newest postsynaptic sample by 1, as the authors' code does; "paper" puts another

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
-from stllr_plugin import AttachmentError, STLLRLearner, STLLRRule
-from stllr_plugin.neurons.base import AttributeTap, NeuronAdapter, NeuronStep, map_tensors, register_adapter
+from stllr_plugin import AttachmentError, StateError, STLLRLearner, STLLRRule
+from stllr_plugin.neurons.base import register_adapter
+from stllr_plugin.neurons.own import FiringAdapter
 from stllr_plugin.surrogates import SurrogateSpike
 
 CONTRIBUTING = Path(__file__).resolve().parents[1] / "CONTRIBUTING.md"
@@ -59,40 +61,33 @@ class KeepingLIF(nn.Module):
 
 
 @register_adapter
-class KeepingLIFAdapter(NeuronAdapter):
-    def matches(self, module):
-        return isinstance(module, KeepingLIF)
+class KeepingLIFAdapter(FiringAdapter):
+    kind = KeepingLIF
+    states = ("membrane",)
 
-    def make_tap(self, module):
-        return AttributeTap(module, "fire")
 
-    def detach_states(self, module, args, kwargs):
-        module.membrane = module.membrane.detach()
-        return args, kwargs, module.membrane if module.membrane.dim() else None  # a plain number before the first step
+class AttributeLIF(nn.Module):
+    """A plain attribute that starts as None, a membrane that is returned as it is kept, and spikes alone as output."""
 
-    def read_step(self, module, tap, output):
-        (v,) = tap.calls[0]
-        return NeuronStep(membrane=v, threshold_distance=v, spikes=output[0])
+    def __init__(self) -> None:
+        super().__init__()
+        self.v: Tensor | None = None
 
-    def replace(self, module, output, change):
-        changed = map_tensors(output, change)
-        module.membrane = changed[1]
-        return changed
+    def decide(self, v: Tensor) -> Tensor:
+        return KeepingLIF.fire(self, v)
 
-    def spike_function(self, module):
-        return module.fire
+    def forward(self, current: Tensor) -> Tensor:
+        v = current if self.v is None else 0.9 * self.v + current
+        spikes = self.decide(v - 1.0)
+        self.v = v - spikes.detach()
+        return spikes
 
-    def reset_states(self, module, mask):
-        if mask is None:
-            module.membrane = module.membrane.new_zeros(())
-        elif module.membrane.dim():
-            module.membrane = torch.where(mask[:, None], 0.0, module.membrane)
 
-    def state_buffers(self, module):
-        return ("membrane",)
-
-    def keeps_state(self, module):
-        return True
+@register_adapter
+class AttributeLIFAdapter(FiringAdapter):
+    kind = AttributeLIF
+    fire = "decide"
+    states = ("v",)
 
 
 class SnnTorchLIF(nn.Module):
@@ -118,10 +113,15 @@ class Net(nn.Module):
         self.fc2, self.lif2 = nn.Linear(HIDDEN, OUTPUTS), neuron()
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        keeps = isinstance(self.lif1, KeepingLIF)
-        spikes, first = self.lif1(self.fc1(x)) if keeps else self.lif1(self.fc1(x), state[0])
-        spikes, second = self.lif2(self.fc2(spikes)) if keeps else self.lif2(self.fc2(spikes), state[1])
+        spikes, first = self.step(self.lif1, self.fc1(x), state[0])
+        spikes, second = self.step(self.lif2, self.fc2(spikes), state[1])
         return spikes, second, (first, second)
+
+    def step(self, neuron: nn.Module, current: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(neuron, AttributeLIF):
+            spikes = neuron(current)
+            return spikes, neuron.v
+        return neuron(current) if isinstance(neuron, KeepingLIF) else neuron(current, state)
 
 
 def build(neuron: type[nn.Module]) -> Net:
@@ -161,7 +161,7 @@ def assert_equal(found, expected):
 
 @pytest.mark.parametrize("seen", ["both", "spikes", "membrane"])
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("neuron", [PlainLIF, KeepingLIF], ids=["explicit", "keeping"])
+@pytest.mark.parametrize("neuron", [PlainLIF, KeepingLIF, AttributeLIF], ids=["explicit", "buffer", "attribute"])
 def test_the_rule_is_that_of_an_equal_snntorch_neuron(neuron, rule, seen):
     results = []
     for kind in (neuron, SnnTorchLIF):
@@ -182,8 +182,9 @@ def test_the_comparison_can_fail():
         assert_equal(*results)
 
 
-def test_the_learner_resets_a_state_that_the_neuron_keeps():
-    net = build(KeepingLIF)
+@pytest.mark.parametrize(("kind", "name"), [(KeepingLIF, "membrane"), (AttributeLIF, "v")])
+def test_the_learner_resets_a_state_that_the_neuron_keeps(kind, name):
+    net = build(kind)
     learner = STLLRLearner(net, rule=RULES["own-psi"])
     first = run(net)
     learner.reset()
@@ -191,29 +192,71 @@ def test_the_learner_resets_a_state_that_the_neuron_keeps():
     again = run(net)
     assert_equal(again, first)
     learner.reset(torch.tensor([True, False, False]))
-    assert not net.lif1.membrane[0].any() and net.lif1.membrane[1].any()
+    kept = getattr(net.lif1, name)
+    assert not kept[0].any() and kept[1].any()
+    learner.detach()
+    assert not getattr(net.lif1, name).requires_grad
 
 
 def test_the_learner_leaves_the_neurons_as_they_were():
-    for kind in (PlainLIF, KeepingLIF):
+    for kind in (PlainLIF, KeepingLIF, AttributeLIF):
         net = build(kind)
         before = {name: dict(vars(module)) for name, module in net.named_modules()}
         STLLRLearner(net, rule=RULES["own-psi"]).detach()
         for name, module in net.named_modules():
             assert vars(module).keys() == before[name].keys()
-            assert "fire" not in vars(module)
+            assert not {"fire", "decide"} & vars(module).keys()
+
+
+class StaticLIF(PlainLIF):
+    @staticmethod
+    def fire(v: Tensor) -> Tensor:
+        return SurrogateSpike("sigmoid")(v)
+
+
+class OwnLIF(PlainLIF):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fire = SurrogateSpike("sigmoid")
+
+
+class MethodLIF(PlainLIF):
+    def fire(self, v: Tensor) -> Tensor:
+        return SurrogateSpike("sigmoid")(v)
+
+
+@pytest.mark.parametrize("kind", [StaticLIF, OwnLIF, MethodLIF])
+def test_wherever_the_spike_function_is_kept(kind):
+    results = []
+    for neuron in (kind, PlainLIF):
+        net = build(neuron)
+        with STLLRLearner(net, rule=RULES["own-surrogate"]):
+            assert copy.deepcopy(net).lif1.fire(torch.ones(1)) == 1
+            results.append(run(net))
+    assert_equal(*results)
+
+
+def test_a_decision_made_twice_is_refused():
+    class Twice(PlainLIF):
+        def forward(self, current, membrane):
+            self.fire(current)
+            return super().forward(current, membrane)
+
+    net = build(Twice)
+    STLLRLearner(net, rule=RULES["own-psi"])
+    with pytest.raises(StateError, match=r"Twice\.fire was called 2 times in one step"):
+        run(net)
 
 
 def test_without_an_adapter_the_neuron_is_not_known():
     class Unknown(nn.Module):
         forward = PlainLIF.forward
-        fire = PlainLIF.fire
 
     with pytest.raises(AttachmentError, match=r"no spiking neuron.*CONTRIBUTING\.md"):
         STLLRLearner(build(Unknown), rule=RULES["own-psi"])
 
 
-def test_an_lif_and_its_adapter_take_no_more_than_thirty_lines():
+def test_an_lif_and_its_adapter_take_no_more_than_twenty_lines():
     lines = [line for line in CODE.splitlines() if line.strip() and not line.startswith(("import", "from"))]
     assert "class PlainLIF(" in CODE and "class PlainLIFAdapter(" in CODE
-    assert len(lines) <= 30
+    assert len(lines) <= 20

@@ -7,7 +7,7 @@ spikes, which tensors are states, and what the neuron's own surrogate derivative
 
 from __future__ import annotations
 
-import types
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -126,7 +126,9 @@ class AttributeTap(MembraneTap):
     def _of(self, module: nn.Module) -> Callable[..., Any]:
         if self.own is not None:
             return self.own  # type: ignore[no-any-return]
-        return types.MethodType(getattr(type(module), self.name), module)
+        # Methods are bound; static methods and other callables of the class are not.
+        found = inspect.getattr_static(type(module), self.name)
+        return found.__get__(module, type(module)) if hasattr(found, "__get__") else found  # type: ignore[no-any-return]
 
     def __call__(self, *args: Any) -> Any:
         """Calls the plain attribute; notes the arguments while open."""

@@ -12,7 +12,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.nn.parallel import DistributedDataParallel
 
 from stllr_plugin.activations import Psi, Spike, resolve_psi
-from stllr_plugin.errors import SequenceInputError, StateError
+from stllr_plugin.errors import RuleError, SequenceInputError, StateError
 from stllr_plugin.graft import (
     PostFactor,
     SpikeGraft,
@@ -25,6 +25,7 @@ from stllr_plugin.graft import (
 )
 from stllr_plugin.hooks import Hook, eager, refuse_recomputation
 from stllr_plugin.neurons.base import NeuronAdapter, NeuronStep
+from stllr_plugin.neurons.surrogates import other_surrogate, surrogate_name, surrogate_problem
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.sites.own_weights import OwnWeights
 from stllr_plugin.sites.synapse import OwnWeightSite
@@ -77,6 +78,7 @@ class NeuronSite:
         self.tap = adapter.make_tap(module)
         self._open: list[_OpenStep | None] = []
         self._evaluated = False
+        self._surrogate_checked = False
 
     def layers(self) -> Iterator[NeuronTraces]:
         """The traces of each layer that this module serves."""
@@ -332,6 +334,7 @@ class NeuronSite:
 
     def _psi(self, psi: Psi | None, v: Tensor) -> Tensor:
         if psi is None:
+            self._check_surrogate(v)
             return self.adapter.surrogate_derivative(self.module, v)
         with torch.no_grad():
             value = psi(v)
@@ -342,6 +345,24 @@ class NeuronSite:
                 "element by element."
             )
         return value.detach()
+
+    def _check_surrogate(self, v: Tensor) -> None:
+        """Looks at the neuron's own surrogate when it is first needed.
+
+        Attaching has looked already, but where a synapse's own rule asks for it only the running model shows which
+        neuron that is.
+        """
+        if self._surrogate_checked:
+            return
+        function = self.adapter.spike_function(self.module)
+        problem = surrogate_problem(function, v.device)
+        if problem is not None:
+            raise RuleError(
+                f"Neuron {self.name!r} ({type(self.module).__name__}): the rule of a synapse has psi=None, which uses "
+                f"the neuron's own surrogate, {surrogate_name(self.module, function)}, which cannot serve: {problem}. Give "
+                f"the neuron another, e.g. {other_surrogate(self.module)}, or the rule a psi of its own."
+            )
+        self._surrogate_checked = True
 
     def _graft(self, record: StepRecord, step: NeuronStep, output: Any) -> Any:
         """Replaces spikes and states in the output (and in the module's buffers) by their grafted versions."""

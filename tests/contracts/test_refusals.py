@@ -402,3 +402,12 @@ def test_a_hidden_state_shared_by_two_layers():
 
     with pytest.raises((AttachmentError, RuntimeError), match="init_hidden"):
         run()
+
+
+def test_a_synapse_s_own_rule_that_needs_an_unusable_surrogate_is_refused_in_the_first_step():
+    spiking = snn.Leaky(0.9, init_hidden=True, spike_grad=surrogate.triangular())
+    net = nn.Sequential(nn.Linear(4, 4), spiking)
+    learner = STLLRLearner(net, rule=RULE, layer_rules={"0": STLLRRule(psi=None)})
+    with pytest.raises(RuleError, match=r"Neuron '1' \(Leaky\).*psi=None.*triangular"):
+        net(torch.rand(2, 4))
+    learner.detach()
