@@ -26,7 +26,7 @@ from lightning_modules.memory import format_bytes, measure_peak_memory
 from lightning_modules.trainer_cli import STLLRCLI
 
 CONFIG = Path(__file__).parents[1] / "configs" / "nmnist_subset.yaml"
-NAMES = {"bptt": "BPTT", "ottt": "OTTT", "stllr": "S-TLLR", "sltt": "SLTT"}
+NAMES = {"bptt": "BPTT", "ottt": "OTTT", "stllr": "S-TLLR", "sltt": "SLTT", "tess": "TESS"}
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 
 

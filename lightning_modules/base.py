@@ -31,16 +31,17 @@ from lightning_modules.rules import learning_rules
 from lightning_modules.states import hidden_buffer_names, reset_states
 from stllr_plugin import STLLRLearner, STLLRRule
 
-Algorithm = Literal["stllr", "ottt", "sltt", "bptt"]
+Algorithm = Literal["stllr", "ottt", "sltt", "tess", "bptt"]
 Loop = Literal["online", "automatic"]
-LearningSignal = Literal["bp", "dfa", "sign_dfa"]
+LearningSignal = Literal["bp", "dfa", "sign_dfa", "drtp", "local", "local_random", "tess"]
 
 
 class SpikingTask(LightningModule):
     """Base of the tasks: trains a network whose ``forward`` is one time step.
 
     **Algorithms.** "stllr" trains with S-TLLR (settings in ``rule``). "ottt" and "sltt" are special cases of the
-    same rule and run through the same learner; "ottt" takes the leak of each neuron layer as its ``lambda_pre``.
+    same rule and run through the same learner; "ottt" takes the leak of each neuron layer as its ``lambda_pre``. "tess"
+    is the rule with a fixed classifier per layer as its learning signal.
     "bptt" is ordinary backpropagation through time on the same network, without a learner.
 
     **Loops.** "online" calls ``backward`` in each supervised step and updates the weights once per batch; memory
@@ -65,15 +66,18 @@ class SpikingTask(LightningModule):
 
     Args:
         network: The spiking network; one call is one time step. In YAML a ``class_path``.
-        algorithm: "stllr", "ottt", "sltt" or "bptt".
+        algorithm: "stllr", "ottt", "sltt", "tess" or "bptt".
         rule: S-TLLR settings: the name of a preset, a rule, or a dictionary of its fields, in which ``preset`` may name
             the preset to start from, e.g. ``{preset: dvs_gesture, alpha_post: -0.2}``. Read by "stllr" alone, so
             that the algorithm can be changed by itself.
         layer_rules: Other rules for some layers: name pattern to rule, given as for ``rule`` and read by "stllr" alone.
-        learning_signal: How the error reaches the hidden layers: "bp" (through the layers, same time step), "dfa" or
-            "sign_dfa" (fixed random feedback).
+        learning_signal: How hidden layers learn of the error: "bp" (through the layers, same time step), "dfa" or
+            "sign_dfa" (fixed random feedback), "drtp" (a random projection of the target), "local" or "local_random" (a
+            trained or a random classifier per layer), "tess" (a classifier of square waves). If left out, as the rule
+            says, which is "bp" unless it comes with another.
         feedback_seed: Seed of the random feedback. All processes need the same.
-        output: Name of the module whose output the loss sees; needed with random feedback if it is not the last one.
+        output: Name of the module whose output the loss sees; needed with all signals but "bp" if it is not the last
+            one.
         exclude: Names of modules that the learner shall leave alone.
         supervise_last: Number of last time steps with a loss, from each sample's own end; all steps if left out.
         loop: "online" or "automatic".
@@ -90,7 +94,7 @@ class SpikingTask(LightningModule):
         algorithm: Algorithm = "stllr",
         rule: str | dict[str, Any] | STLLRRule | None = None,
         layer_rules: dict[str, Any] | None = None,
-        learning_signal: LearningSignal = "bp",
+        learning_signal: LearningSignal | None = None,
         feedback_seed: int = 0,
         output: str | None = None,
         exclude: list[str] | None = None,
@@ -195,19 +199,35 @@ class SpikingTask(LightningModule):
 
     # The time loop's bookkeeping.
 
-    def begin_sequence(self, num_steps: int, lengths: Tensor, *, learning: bool) -> None:
+    def begin_sequence(
+        self,
+        num_steps: int,
+        lengths: Tensor,
+        *,
+        learning: bool,
+        target: Tensor | None = None,
+        scale: float | Tensor = 1.0,
+    ) -> None:
         """Reset hidden states and traces for a new batch of sequences.
 
         Args:
             num_steps: Number of time steps of the padded batch.
             lengths: Valid time steps of each sample, shape [B].
             learning: Whether the weights are updated from this sequence.
+            target: Class numbers [B] or values [B, C], for learning signals that are made from the target.
+            scale: Weight of one time step in the loss, a number or one value per sample [B]; for these signals too.
         """
         self._loss = None
         self._online = learning and not self.automatic_optimization
         self._reset()
         if self.learner is not None and learning:
             self.learner.reset(num_steps=num_steps, lengths=lengths)
+            if self.learner.needs_target:
+                assert target is not None, (
+                    f"learning_signal={self.learner.learning_signal!r} needs a task with targets."
+                )
+                scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+                self.learner.set_target(target, scale if scaler is None else scale * scaler.get_scale())
         if self._online:
             self._optimizer().zero_grad()
 

@@ -129,7 +129,9 @@ class SpikingClassifier(SpikingTask):
         supervised = loss_weights.any(dim=1).tolist()
         final = max(t for t in range(num_steps) if supervised[t])
 
-        self.begin_sequence(num_steps, lengths, learning=labels is not None and self.training)
+        learning = labels is not None and self.training
+        # A supervised step has the same weight wherever it is.
+        self.begin_sequence(num_steps, lengths, learning=learning, target=labels, scale=loss_weights.amax(0))
         prediction = frames.new_zeros(())
         for t in range(num_steps):
             self.active = valid[t]

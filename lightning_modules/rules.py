@@ -39,7 +39,8 @@ def learning_rules(
     """The rule of the network and those of single layers for an algorithm.
 
     Args:
-        algorithm: "stllr", "ottt", "sltt" or "bptt". Only "stllr" reads the two settings; the others have their own.
+        algorithm: "stllr", "ottt", "sltt", "tess" or "bptt". Only "stllr" reads the two settings; the others have their
+            own.
         rule: Settings, see :func:`make_rule`.
         layer_rules: Name pattern to settings.
         network: The network; "ottt" reads the leak of its neurons.
@@ -54,10 +55,10 @@ def learning_rules(
         return None, {}
     if algorithm == "stllr":
         return make_rule(rule), {pattern: make_rule(settings) for pattern, settings in (layer_rules or {}).items()}
-    if algorithm == "sltt":
-        return STLLRRule.preset("sltt"), {}
+    if algorithm in ("sltt", "tess"):
+        return STLLRRule.preset(algorithm), {}
     if algorithm != "ottt":
-        raise ValueError(f"Unknown algorithm {algorithm!r}; known: stllr, ottt, sltt, bptt.")
+        raise ValueError(f"Unknown algorithm {algorithm!r}; known: stllr, ottt, sltt, tess, bptt.")
     base = STLLRRule.preset("ottt")
     leaks = neuron_leaks(network)
     common = next(iter(leaks.values()), base.lambda_pre)

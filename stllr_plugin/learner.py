@@ -455,15 +455,16 @@ class STLLRLearner(OptimizerFacade):
         """Whether the learning signal is made from the target, so that :meth:`set_target` must be called."""
         return self.signal.needs_target
 
-    def set_target(self, target: Tensor, scale: float = 1.0) -> None:
+    def set_target(self, target: Tensor, scale: float | Tensor = 1.0) -> None:
         """Gives the target of the sequence to come to the signals "drtp", "local", "local_random" and "tess".
 
         Call it before the first step of each sequence. :meth:`step` and :meth:`reset` forget it.
 
         Args:
             target: Class numbers [B] (integers), or values [B, C] (floats).
-            scale: What the signal of hidden layers is multiplied with. They are averages over the batch, per step: pass
-                1/T for a loss that you divide by the number of steps, and ``scaler.get_scale()`` with a GradScaler.
+            scale: What the signal of hidden layers is multiplied with, a number or one value per sample [B]. It is an
+                average over the batch, per step: pass 1/T for a loss that you divide by the number of steps, and
+                multiply with ``scaler.get_scale()`` where a GradScaler scales the loss.
 
         Raises:
             RuleError: If the learning signal uses no target, or it is of neither form.

@@ -49,7 +49,7 @@ class LocalReadouts(TargetSignal):
         """See the base class."""
         first = spikes[0][1]
         target = self.target_rows(outputs, first)
-        scale = self.scale / first.shape[0]
+        scale = self.scale_rows(first)
         readouts = [(self.feedback.matrix(name, target.shape[1], y), y) for name, y in spikes]
         supervision, step = self.learner.supervision, self.learner.supervision.clock
 

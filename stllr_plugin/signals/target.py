@@ -32,14 +32,14 @@ class TargetSignal(DirectSignal):
     ) -> None:
         """See the base class."""
         super().__init__(learner, name, output_name, output, hidden, seed)
-        self.scale = 1.0
+        self.scale: float | Tensor = 1.0
         self._target: Tensor | None = None
 
-    def set_target(self, target: Tensor, scale: float) -> None:
-        """Sets the target of the batch: class numbers [B] (integers), or values [B, C].
+    def set_target(self, target: Tensor, scale: float | Tensor) -> None:
+        """Sets the target of the batch: class numbers [B] (integers), or values [B, C]; and a factor, or one a sample.
 
         Raises:
-            RuleError: If it is neither.
+            RuleError: If a value has another form.
         """
         labels = target.dim() == 1 and not target.is_floating_point() and target.dtype != torch.bool
         if not labels and not (target.dim() == 2 and target.is_floating_point()):
@@ -47,13 +47,25 @@ class TargetSignal(DirectSignal):
                 f"set_target() takes class numbers, an integer tensor [B], or values, a float tensor [B, C]; found "
                 f"{target.dtype} of shape {tuple(target.shape)}."
             )
-        self._target, self.scale = target.detach(), float(scale)
+        if isinstance(scale, Tensor) and scale.dim() > 0:
+            if scale.shape != target.shape[:1]:
+                raise RuleError(
+                    f"set_target(): scale is a number, or a tensor of one value per sample, [{target.shape[0]}]; found "
+                    f"shape {tuple(scale.shape)}."
+                )
+            scale = scale.detach().unsqueeze(1)
+        self._target, self.scale = target.detach(), scale
 
     def restart(self, *, keep_target: bool = False) -> None:
         """See the base class."""
         super().restart()
         if not keep_target:
             self._target = None
+
+    def scale_rows(self, like: Tensor) -> float | Tensor:
+        """The factor of each sample's signal, divided by the batch size."""
+        scale = self.scale.to(like.device, like.dtype) if isinstance(self.scale, Tensor) else self.scale
+        return scale / like.shape[0]
 
     def target_rows(self, outputs: int, like: Tensor) -> Tensor:
         """The target as [B, C] for a batch like ``like`` [B, ...]; class numbers become one-hot rows of ``outputs``.
@@ -87,7 +99,7 @@ class TargetProjection(TargetSignal):
         """See the base class."""
         first = spikes[0][1]
         target = self.target_rows(outputs, first)
-        scale = self.scale / first.shape[0]
+        scale = self.scale_rows(first)
         classes = target.shape[1]
         matrices = [self.feedback.matrix(name, classes, y).to(y.dtype) for name, y in spikes]
         return lambda error: [target @ matrix.flatten(1) * scale for matrix in matrices]

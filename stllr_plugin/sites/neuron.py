@@ -359,8 +359,8 @@ class NeuronSite:
         if problem is not None:
             raise RuleError(
                 f"Neuron {self.name!r} ({type(self.module).__name__}): the rule of a synapse has psi=None, which uses "
-                f"the neuron's own surrogate, {surrogate_name(self.module, function)}, which cannot serve: {problem}. Give "
-                f"the neuron another, e.g. {other_surrogate(self.module)}, or the rule a psi of its own."
+                f"the neuron's own surrogate, {surrogate_name(self.module, function)}, which cannot serve: {problem}. "
+                f"Give the neuron another, e.g. {other_surrogate(self.module)}, or the rule a psi of its own."
             )
         self._surrogate_checked = True
 

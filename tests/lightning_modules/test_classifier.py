@@ -25,7 +25,8 @@ from tests.lightning_modules.helpers import (
     weights,
 )
 
-LOCAL = ("stllr", "ottt", "sltt")
+LOCAL = ("stllr", "ottt", "sltt", "tess")
+DIRECT = ("dfa", "sign_dfa", "drtp", "local", "local_random", "tess")
 
 
 def trained(loader=None, trainer_options=None, network=None, **options):
@@ -106,16 +107,44 @@ def test_algorithms_differ():
             assert any(not torch.allclose(first[name], second[name], atol=1e-6) for name in first)
 
 
-@pytest.mark.parametrize("signal", ["dfa", "sign_dfa"])
-def test_direct_feedback_trains_hidden_layers(signal):
+@pytest.mark.parametrize("signal", DIRECT)
+def test_signals_that_reach_hidden_layers_directly_train_them(signal):
     before = weights(make_task().network)
     task, _ = trained(learning_signal=signal)
     after = weights(task.network)
     assert all((after[name] != before[name]).any() for name in before if name.endswith(("original", "weight")))
 
 
+@pytest.mark.parametrize("signal", DIRECT)
+def test_both_loops_train_alike_with_every_signal(signal):
+    online, _ = trained(loop="online", learning_signal=signal, supervise_last=2)
+    automatic, _ = trained(loop="automatic", learning_signal=signal, supervise_last=2)
+    assert_same(weights(online), weights(automatic), 1e-6)
+
+
+def test_signals_made_from_the_target_weigh_steps_as_the_loss_does():
+    """The signal of hidden layers has the weight that a step has in the loss, as in a loop by hand."""
+    task, _ = trained(make_loader(batch_size=8), learning_signal="local_random", supervise_last=3)
+    assert task.learner is None  # detached after the fit
+    frames, lengths, labels = make_batch()
+    network = make_network()
+    optimizer = SGD(network.parameters())
+    learner = STLLRLearner(
+        network, optimizer, rule="dvs_gesture", supervise_last=3, learning_signal="local_random", feedback_seed=0
+    )
+    learner.reset(num_steps=6)
+    learner.set_target(labels, scale=1 / 3)
+    for t in range(6):
+        logits = network(frames[:, t])
+        if t >= 3:
+            (F.cross_entropy(logits, labels) / 3).backward()
+    learner.step()
+    learner.detach()
+    assert_same(weights(task.network), weights(network), 1e-6)
+
+
 @pytest.mark.parametrize("loop", ["online", "automatic"])
-@pytest.mark.parametrize("algorithm", ["stllr", "bptt"])
+@pytest.mark.parametrize("algorithm", ["stllr", "tess", "bptt"])
 def test_padding_is_inert(algorithm, loop):
     """Garbage after a sample's end changes nothing, whatever the lengths of the others."""
     lengths = [6, 2, 4, 3, 1, 6, 5, 2]

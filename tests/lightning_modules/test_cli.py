@@ -84,7 +84,7 @@ def test_same_seed_same_result(small_digits, tmp_path):
     assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
 
 
-@pytest.mark.parametrize("algorithm", ["bptt", "ottt", "sltt"])
+@pytest.mark.parametrize("algorithm", ["bptt", "ottt", "sltt", "tess"])
 def test_algorithm_from_the_command_line(algorithm, small_digits):
     options = ["--data.num_samples=80", "--trainer.fast_dev_run=1", *QUIET]
     assert main(["fit", "--config", QUICKSTART, *options, "--model.algorithm", algorithm]) == 0
@@ -110,7 +110,7 @@ def test_the_loss_from_the_command_line(small_digits):
         ),
         (["--model.rule", "dvs"], ["There is no preset 'dvs'", "dvs_gesture"]),
         (["--model.rule.lamda_pre=0.5"], ["no field", "lamda_pre", "lambda_pre"]),
-        (["--model.algorithm", "bppt"], ["'stllr', 'ottt', 'sltt', 'bptt'", "bppt"]),
+        (["--model.algorithm", "bppt"], ["'stllr', 'ottt', 'sltt', 'tess', 'bptt'", "bppt"]),
         (["--model.network.init_args.size=3"], ["Frames of 3 pixels are too small"]),
         (["--config", "no_such.yaml"], ["no_such.yaml"]),
     ],

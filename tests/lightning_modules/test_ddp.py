@@ -13,6 +13,7 @@ COMBINATIONS = [
     ("stllr", "online"),
     ("bptt", "automatic"),
     pytest.param("stllr", "automatic", marks=pytest.mark.slow),
+    pytest.param("tess", "online", marks=pytest.mark.slow),
 ]
 SCRIPT = Path(__file__).with_name("ddp_script.py")
 
