@@ -9,7 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from tests.cases.case import Case, exact, generator
-from tests.cases.drive import assert_equal, attach, gradients, measure, reference, relative_errors, run_steps
+from tests.cases.drive import (
+    assert_equal,
+    attach,
+    gradients,
+    measure,
+    needs_stream,
+    reference,
+    relative_errors,
+    run_steps,
+)
 from tests.cases.modules import CaseNet
 from tests.cases.neurons import MORE_NEURONS, neuron_case
 from tests.cases.rules import RULES
@@ -19,9 +28,8 @@ pytest.importorskip("snntorch")
 pytest.importorskip("norse")
 
 HIDDEN = ("DeltaLeaky-hidden", "Leaky-inhibition-hidden", "Leaky-around_zero-hidden", "Leaky-graded-hidden")
-KEEPING = HIDDEN
 NAMES = (
-    *KEEPING,
+    *HIDDEN,
     "DeltaLeaky-explicit",
     "RLeaky-inhibition-zero-now",
     "Leaky-graded-learned-subtract-now",
@@ -36,8 +44,8 @@ NAMES = (
     "LIFRefracRecurrent-sequence",
     "LSNNRecurrent-sequence",
 )
-CARRYING = tuple(name for name in NAMES if name not in KEEPING)
-IN_CELLS = tuple(name for name in NAMES if not name.endswith("sequence"))
+CARRYING = tuple(name for name in NAMES if name not in HIDDEN)
+STREAMED = ("StateLeaky-scalar", "StateLeaky-graded-quantised", "LinearLeaky-learned")
 
 
 def case_of(name: str, outputs: str = "both") -> Case:
@@ -49,7 +57,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], what: obj
     assert max(errors.values()) <= 1e-9, (what, errors)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *STREAMED])
 def test_supervise_last(name: str) -> None:
     case, rule = case_of(name), RULES["paper"]
     steps = len(case.xs)
@@ -59,7 +67,7 @@ def test_supervise_last(name: str) -> None:
         assert_equal(found, expected, 1e-9, f"{name} way {way} told {told}")
 
 
-@pytest.mark.parametrize("name", IN_CELLS)
+@pytest.mark.parametrize("name", [*NAMES, *STREAMED])
 def test_lengths(name: str) -> None:
     """supervise_last counts from each sample's own end."""
     case, rule = case_of(name), RULES["default"]
@@ -71,8 +79,11 @@ def test_lengths(name: str) -> None:
         expected = reference(case, rule, supervised=supervised)
         model = CaseNet(case.net, hidden=case.hidden)
         with attach(model, rule, supervise_last=last) as learner:
-            learner.reset(lengths=lengths)
-            run_steps(model, case.xs, case.loss, way)
+            if needs_stream(case):
+                run_steps(model, case.xs, case.loss, way, learner=learner, lengths=lengths)
+            else:
+                learner.reset(lengths=lengths)
+                run_steps(model, case.xs, case.loss, way)
         assert_same(gradients(model), expected.grads, (way, last))
 
 
@@ -102,7 +113,7 @@ def test_reset_begins_a_new_sequence(name: str) -> None:
     assert_same(gradients(model), expected.grads)
 
 
-@pytest.mark.parametrize("name", KEEPING)
+@pytest.mark.parametrize("name", HIDDEN)
 def test_reset_of_some_samples(name: str) -> None:
     case, rule = case_of(name), RULES["paper"]
     mask = torch.tensor([True, False])
@@ -117,7 +128,7 @@ def test_reset_of_some_samples(name: str) -> None:
     assert_same(gradients(model), oracle.raw_grads())
 
 
-@pytest.mark.parametrize("name", KEEPING)
+@pytest.mark.parametrize("name", HIDDEN)
 def test_a_sequence_in_two_calls(name: str) -> None:
     case, rule = case_of(name), RULES["default"]
     oracle = Oracle(case.net, rule)
@@ -129,7 +140,7 @@ def test_a_sequence_in_two_calls(name: str) -> None:
     assert_same(gradients(model), oracle.raw_grads())
 
 
-@pytest.mark.parametrize("name", IN_CELLS)
+@pytest.mark.parametrize("name", [*NAMES, *STREAMED])
 def test_direct_feedback(name: str) -> None:
     """delta of the first layer is a fixed matrix times the output error, at the output of its neurons."""
     case = case_of(name, "spikes")
@@ -141,7 +152,7 @@ def test_direct_feedback(name: str) -> None:
         model = CaseNet(case.net, hidden=case.hidden)
         with attach(model, RULES[rule], learning_signal="dfa", output="lif2") as learner:
             learner.feedback["lif1"] = feedback["lif1"]
-            run_steps(model, case.xs, case.loss, way)
+            run_steps(model, case.xs, case.loss, way, learner=learner if needs_stream(case) else None)
         assert_same(gradients(model), expected.grads, (rule, way))
 
 
@@ -198,4 +209,4 @@ def test_two_pass(name: str) -> None:
 
 
 def test_the_names_are_those_of_cases() -> None:
-    assert set(NAMES) <= set(MORE_NEURONS)
+    assert {*NAMES, *STREAMED} <= set(MORE_NEURONS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -45,31 +45,52 @@ def measure(
     supervise_last: int | None = None,
     tell_num_steps: bool = True,
     layer_rules: Mapping[str, Rule] | None = None,
+    stream: bool = False,
     **options: Any,
 ) -> Measured:
     """The gradients of an attached network after one sequence.
 
-    Ways: ``"a"`` one backward of the summed loss at the end, ``"b"`` a backward at every supervised step.
+    Ways: ``"a"`` one backward of the summed loss at the end, ``"b"`` a backward at every supervised step. ``stream``
+    has ``learner.stream`` run the steps, as neurons that forget between calls need it.
     """
     model = CaseNet(case.net, dtype=dtype, hidden=case.hidden)
     steps = len(case.xs)
     if supervise_last is not None:
         options |= {"supervise_last": supervise_last}
         options |= {"num_steps": steps} if tell_num_steps else {}
-    with attach(model, rule, layer_rules, **options):
-        outputs = run_steps(model, case.xs.to(dtype), case.loss, way, steps - (supervise_last or steps))
+    with attach(model, rule, layer_rules, **options) as learner:
+        runner = learner if stream or needs_stream(case) else None
+        outputs = run_steps(model, case.xs.to(dtype), case.loss, way, steps - (supervise_last or steps), runner)
         return Measured(gradients(model), outputs)
 
 
-def run_steps(
-    model: nn.Module, xs: Tensor, loss: Callable[[Mapping[str, Tensor], int], Tensor], way: str = "b", first: int = 0
-) -> dict[str, Tensor]:
-    """One sequence; the loss of steps before ``first`` is left out in way (b), and in way (a) left to the learner."""
+def needs_stream(case: Case) -> bool:
+    return any(node.kind in ("StateLeaky", "LinearLeaky") for node in case.net.nodes)
+
+
+def one_by_one(model: nn.Module, xs: Tensor) -> Iterator[dict[str, Tensor]]:
     state: Any = None
+    for x in xs:
+        outputs, state = model(x, state)
+        yield outputs
+
+
+def run_steps(
+    model: nn.Module,
+    xs: Tensor,
+    loss: Callable[[Mapping[str, Tensor], int], Tensor],
+    way: str = "b",
+    first: int = 0,
+    learner: STLLRLearner | None = None,
+    **options: Any,
+) -> dict[str, Tensor]:
+    """One sequence; the loss of steps before ``first`` is left out in way (b), and in way (a) left to the learner.
+
+    With a learner the sequence is its stream, which gets the options.
+    """
     total: Tensor | float = 0.0
     record: dict[str, list[Tensor]] = {}
-    for t, x in enumerate(xs):
-        outputs, state = model(x, state)
+    for t, outputs in enumerate(one_by_one(model, xs) if learner is None else learner.stream(xs, **options)):
         for name, value in outputs.items():
             record.setdefault(name, []).append(value.detach())
         if way == "a":

@@ -123,7 +123,7 @@ class CaseNet(nn.Module):
 
     The modules carry the names of their nodes. ``hidden`` gives snnTorch neurons ``init_hidden=True``: then their state
     lives in them, and ``state`` only carries what Norse cells return. Where the neurons run sequences, they and all
-    layers between them receive a sequence of one step, [1, B, ...]; what comes out is [B, ...] again.
+    layers between them receive a sequence: of one step if ``x`` is [B, F], and what comes out is [B, ...] again.
     """
 
     def __init__(self, net: Net, *, dtype: torch.dtype = torch.float64, hidden: bool = False) -> None:
@@ -142,7 +142,8 @@ class CaseNet(nn.Module):
 
     def forward(self, x: Tensor, state: dict[str, Any] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
         state, new_state = state or {}, {}
-        values = {"x": x.unsqueeze(0) if self.runs_sequences else x}
+        one_step = self.runs_sequences and x.dim() == 2
+        values = {"x": x.unsqueeze(0) if one_step else x}
         for node in self.net.nodes:
             value = self._incoming(node, values, state)
             module = getattr(self, node.options.get("shares", node.name))
@@ -158,7 +159,7 @@ class CaseNet(nn.Module):
         new_state |= {f"{name}@before": values[name] for name in self.net.shared_from_before()}
         self.values = {k: v.detach() for k, v in values.items() if v is not None}
         outputs = {name: values[name] for name in self.net.outputs}
-        if self.runs_sequences:  # the membranes in Norse's states have no time dimension
+        if one_step:  # the membranes in Norse's states have no time dimension
             outputs = {k: v.squeeze(0) if v.dim() == values["x"].dim() else v for k, v in outputs.items()}
         return outputs, new_state
 
