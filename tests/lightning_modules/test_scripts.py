@@ -22,6 +22,12 @@ def test_example_own_network_learns():
     assert set(accuracies) == {"stllr", "bptt"} and min(accuracies.values()) > 0.8
 
 
+@pytest.mark.filterwarnings("ignore:Inhibition is an unstable feature")
+def test_example_unsupervised_stdp_finds_more_than_random_weights_do(small_digits):
+    accuracies = load(ROOT / "examples" / "unsupervised_stdp.py").main(epochs=10, samples=500)
+    assert accuracies["STDP"]["linear"] > accuracies["random weights"]["linear"] + 0.1
+
+
 def test_benchmark_table():
     benchmark = load(ROOT / "benchmarks" / "nmnist_subset.py")
     results = {
