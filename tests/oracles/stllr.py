@@ -7,7 +7,8 @@ Definition. For a neuron with compared membrane u, v = u - threshold, fed at ste
     e[t]      = alpha_pre * psi(v[t]) * (du/dW with x = tr_x[t]) + alpha_post * c * tr_psi[t-1] * (du/dW with x = x[t])
     dL/dW     = sum over supervised t of delta[t] * e[t]
 
-where du/dW = du/do * do/dW with every incoming state constant, c = 1 (convention "code") or lambda_post ("paper"), and
+where du/dW = du/do * do/dW with every incoming state constant, c = 1 (convention "code") or lambda_post ("paper"; with
+"current" it is tr_psi[t] in place of tr_psi[t-1]), and
 delta = dL[t]/d(spike) at the same step. A loss on the returned membrane m adds delta_m[t] * (dm/dW with x = tr_x[t]).
 
 Where a neuron cannot spike whatever its membrane is (refractory, inhibited), psi is zero. A neuron whose input only
@@ -25,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.oracles import functions, neurons
+from tests.oracles import functions, neurons, signals
 from tests.oracles.between import apply_between, combine
 from tests.oracles.spec import Net, Node
 from tests.oracles.synapses import add_bias, apply_synapse, weight_jacobian
@@ -103,11 +104,17 @@ class Oracle:
         layer_rules: Mapping[str, Rule] | None = None,
         signal: str = "bp",
         feedback: Mapping[str, Tensor] | None = None,
+        target: signals.Target | None = None,
         exclude: Sequence[str] = (),
     ) -> None:
-        """``exclude`` names synapses whose weights get their plain same-step gradient."""
+        """``exclude`` names synapses whose weights get their plain same-step gradient.
+
+        ``feedback`` has a matrix for each hidden spiking neuron; see tests.oracles.signals.
+        """
         self.net, self.rule, self.layer_rules = net, rule, dict(layer_rules or {})
         self.signal, self.feedback, self.exclude = signal, dict(feedback or {}), tuple(exclude)
+        self.target = target
+        self.readout_grads = {name: torch.zeros_like(matrix.double()) for name, matrix in self.feedback.items()}
         self.raw = {name: value.detach().double().requires_grad_() for name, value in net.params.items()}
         self.chained = {w: compute(*[self.raw[n] for n in names]) for w, (compute, names) in net.computed.items()}
         # what the network computes with: the parameters, and leaves in place of the computed weights
@@ -308,7 +315,7 @@ class Oracle:
             for name, error in errors.items()
             if error is not None
         }
-        deltas, mem_deltas = self._learning_signals(full, errors)
+        deltas, mem_deltas = self._learning_signals(full, errors, flags)
         for node in self.net.nodes:
             if node.is_neuron:
                 self._neuron_gradients(local, node, deltas.get(node.name), mem_deltas.get(node.name))
@@ -319,7 +326,9 @@ class Oracle:
             self._add_plain(values, grad_outputs, list(self.params))
         return value.item()
 
-    def _learning_signals(self, full: _Pass, errors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _learning_signals(
+        self, full: _Pass, errors: dict[str, Tensor], flags: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """delta of every spike output and of every returned membrane."""
         at_outputs = sum((full.values[name] * error).sum() for name, error in errors.items())
         deltas: dict[str, Tensor] = {}
@@ -334,15 +343,23 @@ class Oracle:
                     if delta is not None:
                         deltas[node.name] = delta
                 else:
-                    (error,) = errors.values()
-                    error = error.sign() if self.signal == "sign_dfa" else error
-                    deltas[node.name] = torch.einsum("bo,o...->b...", error, self.feedback[node.name].double())
+                    deltas[node.name] = self._direct_signal(full, node, errors, flags)
             if self.signal == "bp" or is_output:
                 mem = full.mem[node.name]
                 (delta,) = torch.autograd.grad(at_outputs, mem, retain_graph=True, allow_unused=True)
                 if delta is not None:
                     mem_deltas[node.name] = delta
         return deltas, mem_deltas
+
+    def _direct_signal(self, full: _Pass, node: Node, errors: dict[str, Tensor], flags: Tensor) -> Tensor:
+        (error,) = errors.values()
+        module = node.options.get("shares", node.name)
+        matrix, y = self.feedback.get(module), full.y[node.name]
+        if self.signal == "local":
+            assert matrix is not None and self.target is not None
+            self.readout_grads[module] += signals.readout_gradient(y, matrix, self.target, flags)
+        delta = signals.hidden_delta(self.signal, error.flatten(1), y, matrix, self.target)
+        return delta * flags.reshape(-1, *[1] * (delta.dim() - 1))
 
     def _neuron_gradients(self, local: _Pass, node: Node, delta: Tensor | None, mem_delta: Tensor | None) -> None:
         weights = {self.weight_name(s) for s, _ in self._pairs()}
@@ -362,10 +379,13 @@ class Oracle:
                 psi = self._psi(rule, neuron, local)
                 causal = torch.einsum("bnco,cow->bnw", u_by_out, edge.pre)
                 eligibility = rule.alpha_pre * psi[:, :, None] * causal
-                if edge.post is not None:
+                post = edge.post
+                if rule.convention == "current":
+                    post = psi if post is None else rule.lambda_post * post + psi
+                if post is not None:
                     factor = rule.lambda_post if rule.convention == "paper" else 1.0
                     current = torch.einsum("bnco,cow->bnw", u_by_out, self._now[synapse])
-                    eligibility = eligibility + rule.alpha_post * factor * edge.post[:, :, None] * current
+                    eligibility = eligibility + rule.alpha_post * factor * post[:, :, None] * current
                 gradient += torch.einsum("bn,bnw->w", delta.flatten(1), eligibility)
             if mem_delta is not None:
                 mem_by_out = _state_jacobian(local.mem[node.name], local.synapse_out[synapse])
