@@ -38,7 +38,7 @@ class Stream:
         self._model = model
         self._continues = state is not None
         self._passes_state = "state" in inspect.signature(learner.model.forward).parameters
-        self._memories: dict[str, dict[str, Tensor]] = {}
+        self._memories: dict[str, dict[str, Any]] = {}
 
     def __len__(self) -> int:
         """Number of time steps.

@@ -257,8 +257,8 @@ class NeuronAdapter(ABC):
         """Whether the module takes [time, batch, ...]; the learner then feeds and accepts one time step per call."""
         return False
 
-    def stream_hooks(self, module: nn.Module, memory: dict[str, Tensor]) -> list[Any]:
-        """For sequence modules that keep no state: hooks that make one call go on from the step before.
+    def stream_hooks(self, module: nn.Module, memory: dict[str, Any]) -> list[Any]:
+        """For modules that neither keep a state nor are given one: hooks that make one call go on from the step before.
 
         Args:
             module: The neuron.

@@ -160,6 +160,22 @@ class _NorseAdapter(NeuronAdapter):
         """See the base class."""
         return isinstance(module, (snn.SNN, snn.SNNRecurrent))
 
+    def stream_hooks(self, module: nn.Module, memory: dict[str, Any]) -> list[Any]:
+        """See the base class; called without a state, as in ``nn.Sequential`` or ``Lift``, it goes on from its last."""
+
+        def give(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            state = args[1] if len(args) > 1 else kwargs.get("state")
+            if state is not None or "state" not in memory:
+                return None
+            return (args[0], memory["state"]), {}
+
+        def keep(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            memory["state"] = output[1]
+
+        # Before the learner's own hook, which would take a missing state for the start of a sequence.
+        first = module.register_forward_pre_hook(give, with_kwargs=True, prepend=True)
+        return [first, module.register_forward_hook(keep)]
+
 
 @register_adapter
 class NorseSpikingAdapter(_NorseAdapter):

@@ -280,7 +280,15 @@ class StateLeakyAdapter(NeuronAdapter):
         """See the base class."""
         return module.spike_grad  # type: ignore[return-value]
 
-    def stream_hooks(self, module: nn.Module, memory: dict[str, Tensor]) -> list[Any]:
+    def replace(self, module: nn.Module, output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+        """See the base class; what the module keeps of the step is for show, and must not hold its graph."""
+        for name in ("spk", "mem"):
+            kept = module.__dict__.get(name)
+            if isinstance(kept, Tensor):
+                module.__dict__[name] = kept.detach()
+        return map_tensors(output, change)
+
+    def stream_hooks(self, module: nn.Module, memory: dict[str, Any]) -> list[Any]:
         """See the base class."""
         neuron: Any = module
 

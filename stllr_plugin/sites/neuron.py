@@ -29,7 +29,7 @@ from stllr_plugin.neurons.surrogates import other_surrogate, surrogate_name, sur
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.sites.own_weights import OwnWeights
 from stllr_plugin.sites.synapse import OwnWeightSite
-from stllr_plugin.traces import EdgeTraces, NeuronTraces, PostTrace
+from stllr_plugin.traces import EdgeTraces, NeuronTraces, PostTrace, full_precision
 
 if TYPE_CHECKING:
     from stllr_plugin.learner import STLLRLearner
@@ -308,7 +308,7 @@ class NeuronSite:
         """Computes psi(v[t]) and moves the postsynaptic traces on, once per distinct psi and decay."""
         if step.threshold_distance is None:
             return {}, None
-        v = step.threshold_distance.detach()
+        v = full_precision(step.threshold_distance.detach())
         values: dict[Psi | None, Tensor] = {}
 
         def psi_of(rule: STLLRRule) -> Tensor:
