@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -167,6 +168,17 @@ def test_memory_does_not_grow_with_time() -> None:
         del y
     net(data()[0])
     assert [ref() for ref in past] == [None] * 6
+
+
+def test_stream_runs_a_model_of_nodes_step_by_step() -> None:
+    net = network()
+    learner = STLLRLearner(net, rule=RULE)
+    train(net, data())
+    looped = gradients(net)
+    learner.reset()
+    for t, y in enumerate(learner.stream(data())):
+        ((y - torch.sin(torch.arange(3.0).double() + t)) ** 2).sum().backward()
+    assert same(gradients(net), looped)
 
 
 # --- readouts --------------------------------------------------------------------------------------
@@ -365,3 +377,31 @@ def test_spikingjelly_loads_only_with_a_model_that_uses_it() -> None:
     pytest.importorskip("snntorch")
     run = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
+
+
+def test_the_code_in_the_document_runs() -> None:
+    text = (ROOT / "docs" / "spikingjelly.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert blocks
+    session: dict[str, Any] = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for block in blocks:
+            exec(block, session)
+
+
+def test_a_library_that_is_too_old_is_named() -> None:
+    """The nodes of SpikingJelly 0.0.0.0.14 have no ``single_step_functional_forward``."""
+    probe = (
+        "import torch, stllr_plugin\n"
+        "from spikingjelly.activation_based import base, neuron\n"
+        "model = torch.nn.Sequential(torch.nn.Linear(2, 2), neuron.LIFNode())\n"
+        "del neuron.BaseNode.single_step_functional_forward, base.MemoryModule.single_step_functional_forward\n"
+        "try:\n"
+        "    stllr_plugin.STLLRLearner(model, rule='dvs_gesture')\n"
+        "except stllr_plugin.AttachmentError as error:\n"
+        "    print(error)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert "older than 2.0" in run.stdout
