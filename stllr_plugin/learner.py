@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -140,6 +141,7 @@ class STLLRLearner(OptimizerFacade):
         self._captures = 0
         self._orders = 0
         self._single_step_updates = 0
+        self.running_stream: weakref.ref[Stream] | None = None
         self._edge_names: dict[str, str] = {}
         self._sequence_neurons = {name for name, module, adapter in plan.neurons if adapter.is_sequence(module)}
         self._handles: list[Any] = []
@@ -441,6 +443,11 @@ class STLLRLearner(OptimizerFacade):
             neuron.reset(mask, ended_by_step)
         for kept in self._kept:
             kept.reset(mask)
+        stream = None if self.running_stream is None else self.running_stream()
+        if stream is not None and mask is None:
+            stream.restart()
+        elif stream is not None and mask is not None:
+            stream.reset_samples(mask)
         if mask is None:
             self.signal.restart(keep_target=keep_target)
             self.supervision.clock = -1

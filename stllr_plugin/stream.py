@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from stllr_plugin.errors import SequenceInputError
+from stllr_plugin.errors import SequenceInputError, StateError
 from stllr_plugin.neurons.base import map_tensors
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Stream:
         self._data = data
         self._lengths = lengths
         self._model = model
-        self._continues = state is not None
+        self._initial = state
         self._passes_state = "state" in inspect.signature(learner.model.forward).parameters
         self._memories: dict[str, dict[str, Any]] = {}
 
@@ -52,19 +53,46 @@ class Stream:
 
     def __iter__(self) -> Iterator[Any]:
         """Runs the model on one time step after the other; yields its output at each, without the time dimension."""
-        if not self._continues:
-            self._begin()
+        self.restart()
+        self._begin()
+        self._learner.running_stream = weakref.ref(self)
         for x in self._data:
             yield self._step(x)
 
     def _begin(self) -> None:
         learner = self._learner
-        self._memories.clear()
-        if not learner.is_recording:  # an evaluation leaves the traces alone
-            learner.reset_kept_states()
-            return
         num_steps = len(self._data) if isinstance(self._data, Sized) else None
-        learner.begin_sequence(num_steps, self._lengths, keep_target=True)
+        if self._initial is not None:
+            learner.supervision.extend(num_steps)
+        elif learner.is_recording:
+            learner.begin_sequence(num_steps, self._lengths, keep_target=True)
+        else:  # an evaluation leaves the traces alone
+            learner.reset_kept_states()
+
+    def restart(self) -> None:
+        """Goes back to the states of the beginning, as ``learner.reset()`` does for those that neurons keep."""
+        self.state = self._initial
+        self._memories.clear()
+
+    def reset_samples(self, mask: Tensor) -> None:
+        """Resets the membranes that are kept here for neurons without a state, for the samples in ``mask`` [B].
+
+        Raises:
+            StateError: If the stream carries Norse's states, of which single samples cannot be reset.
+        """
+        carried: list[Tensor] = []
+        map_tensors((self.state, [memory.get("state") for memory in self._memories.values()]), _into(carried))
+        if carried:
+            raise StateError(
+                "reset(mask) cannot reset single samples of the Norse states that stream() carries. Carry the states "
+                "yourself (`output, state = model(x[t : t + 1], state)`), and change them there."
+            )
+        for memory in self._memories.values():
+            for key, value in memory.items():
+                batch_first = value.transpose(0, 1) if value.dim() == 3 else value
+                rows = mask.to(value.device).view(-1, *[1] * (value.dim() - 1))
+                cleared = batch_first.masked_fill(rows, 0.0)
+                memory[key] = cleared.transpose(0, 1) if value.dim() == 3 else cleared
 
     def _step(self, x: Tensor) -> Any:
         learner = self._learner
@@ -95,6 +123,14 @@ class Stream:
             return tensor[0] if tensor.dim() > 1 and tensor.shape[:2] == (1, batch) else tensor
 
         return map_tensors(output, without_time) if keeps_time else output
+
+
+def _into(tensors: list[Tensor]) -> Callable[[Tensor], Tensor]:
+    def collect(tensor: Tensor) -> Tensor:
+        tensors.append(tensor)
+        return tensor
+
+    return collect
 
 
 def make_stream(

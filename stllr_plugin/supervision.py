@@ -59,6 +59,14 @@ class Supervision:
             if total is not None:
                 self._drawn = frozenset(torch.randperm(total)[: self.random].tolist())
 
+    def extend(self, num_steps: int | None) -> None:
+        """Announces further steps of the running sequence; None if their number is not known."""
+        if self.num_steps is None:
+            return
+        self.num_steps = None if num_steps is None else max(self.num_steps, self.clock + 1 + num_steps)
+        if self.last is not None and self.lengths is None:
+            self._first = 0 if self.num_steps is None else max(0, self.num_steps - self.last)
+
     def enter(self, step: int) -> None:
         """Moves the clock to the step that a neuron runs now; the first neuron of a step begins it."""
         if step != self.clock:
