@@ -11,7 +11,7 @@ from tests.oracles.spec import Node
 
 def combine(node: Node, inputs: list[Tensor]) -> Tensor:
     """What a module receives if it has several inputs."""
-    if node.kind == "Concat":
+    if node.kind in ("Concat", "Delay"):
         return torch.cat(inputs, 1)
     combined = inputs[0]
     for other in inputs[1:]:
@@ -37,6 +37,12 @@ def apply_between(node: Node, x: Tensor, params: dict[str, Tensor]) -> Tensor:
         return options["factor"] * x
     if node.kind in ("Product", "Concat"):
         return x
+    if (
+        node.kind == "Delay"
+    ):  # inputs are the values of this step, the step before, ...; each channel blends two of them
+        lags = x.chunk(len(node.inputs), 1)
+        shares = [(1 - (params[f"{node.name}.delay"] - lag).abs()).clamp(min=0) for lag in range(len(lags))]
+        return sum(share * value for share, value in zip(shares, lags, strict=True))
     if node.kind == "Tanh":
         return torch.tanh(x)
     if node.kind == "Upsample":
