@@ -15,14 +15,17 @@ def reset_states(network: nn.Module) -> None:
     """Put every neuron below ``network`` back to rest, ready for a new batch of sequences.
 
     A module that has a method ``reset_states`` is asked to reset itself; a snnTorch neuron is reset through
-    ``reset_mem``, a dropout mask that lasts a sequence through
-    ``reset_mask``. (``snntorch.utils.reset`` is not used: it reaches every neuron of the same class in the process
-    and misses nested ones.)
+    ``reset_mem``, a module of SpikingJelly through ``reset`` (its neurons, and whatever else keeps a memory), a dropout
+    mask that lasts a sequence through ``reset_mask``. (``snntorch.utils.reset`` is not used: it reaches every neuron of
+    the same class in the process and misses nested ones.)
 
     Args:
         network: Any module. Modules without states are left alone.
     """
     for module in network.modules():
+        if _keeps_memories(module):
+            module.reset()  # type: ignore[operator]
+            continue
         for method in ("reset_states", "reset_mem", "reset_mask"):
             reset = getattr(module, method, None)
             if callable(reset):
@@ -53,8 +56,8 @@ def hidden_buffer_names(network: nn.Module, prefix: str = "") -> list[str]:
 def spiking_modules(network: nn.Module, skip: tuple[str, ...] = ()) -> dict[str, nn.Module]:
     """The neurons of a network that emit spikes, by name.
 
-    A module counts as a neuron when it says so (attribute ``is_spiking``), or when it is a snnTorch neuron or a Norse
-    cell with an activation. Neither library is imported for the test.
+    A module counts as a neuron when it says so (attribute ``is_spiking``), or when it is a snnTorch neuron, a Norse
+    cell with an activation or a SpikingJelly node with a threshold. No library is imported for the test.
 
     Args:
         network: The module to search.
@@ -75,13 +78,23 @@ def spiking_modules(network: nn.Module, skip: tuple[str, ...] = ()) -> dict[str,
     return found
 
 
+def _origins(module: nn.Module) -> set[str]:
+    return {cls.__module__.partition(".")[0] for cls in type(module).__mro__}
+
+
+def _keeps_memories(module: nn.Module) -> bool:
+    return "spikingjelly" in _origins(module) and hasattr(module, "_memories")
+
+
 def _looks_spiking(module: nn.Module) -> bool:
-    origins = {cls.__module__.partition(".")[0] for cls in type(module).__mro__}
+    origins = _origins(module)
     if "snntorch" in origins:
         return hasattr(module, "fire") and hasattr(module, "reset_mem")
     if "norse" in origins:
         # Leaky integrators (LICell and friends) have an activation too, but nothing in them compares with a threshold.
         return hasattr(module, "activation") and hasattr(getattr(module, "p", None), "v_th")
+    if "spikingjelly" in origins:
+        return hasattr(module, "surrogate_function") and hasattr(module, "v_threshold")
     return False
 
 

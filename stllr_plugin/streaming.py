@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stllr_plugin.errors import StateError
 from stllr_plugin.hooks import Hook, eager
+from stllr_plugin.neurons import find_keeper
 from stllr_plugin.nn import SequenceDropout
 
 if TYPE_CHECKING:
@@ -223,6 +224,11 @@ class _Snapshot:
             for module in learner.model.modules()
             for name, buffer in module._buffers.items()
         ]
+        self.kept = [
+            (keeper, module, keeper.save(module))
+            for module in learner.model.modules()
+            if (keeper := find_keeper(module)) is not None
+        ]
         self.masks = [(m, m.mask) for m in learner.model.modules() if isinstance(m, SequenceDropout)]
         self.clock = learner.supervision.clock
         self.cpu = torch.get_rng_state()
@@ -237,6 +243,8 @@ class _Snapshot:
                 with torch.no_grad():
                     buffer.copy_(value)
                 module._buffers[name] = buffer
+        for keeper, module, saved in self.kept:
+            keeper.restore(module, saved)
         for dropout, mask in self.masks:
             dropout.mask = mask
         self.learner.supervision.clock = self.clock

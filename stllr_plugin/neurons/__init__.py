@@ -47,6 +47,6 @@ def find_refusal(module: nn.Module) -> str | None:
 
 
 def find_keeper(module: nn.Module) -> StateKeeper | None:
-    """What is known of a module that keeps a state and is no neuron, or None."""
+    """What is known of a module that keeps a state, but not in buffers; None if it keeps none."""
     _load_adapters(module)
     return next((keeper for keeper in registered_keepers() if keeper.matches(module)), None)

@@ -177,6 +177,11 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
+def copied(tensor: Tensor) -> Tensor:
+    """A copy off the graph."""
+    return tensor.detach().clone()
+
+
 class NeuronAdapter(ABC):
     """Everything the learner knows about one family of neurons.
 
@@ -307,7 +312,7 @@ class NeuronAdapter(ABC):
 
 
 class StateKeeper(ABC):
-    """What the learner knows of modules other than neurons that keep a state from step to step.
+    """What the learner knows of modules that keep a state from step to step, but not in buffers.
 
     Attributes:
         accumulates: Whether the state is a running sum that the user's loss may read at the end of the sequence. It
@@ -327,3 +332,11 @@ class StateKeeper(ABC):
     @abstractmethod
     def reset(self, module: nn.Module, mask: Tensor | None) -> None:
         """A fresh state; with a mask [B], for those samples only."""
+
+    @abstractmethod
+    def save(self, module: nn.Module) -> Any:
+        """A copy of the state, off the graph."""
+
+    @abstractmethod
+    def restore(self, module: nn.Module, saved: Any) -> None:
+        """Puts back what :meth:`save` gave."""

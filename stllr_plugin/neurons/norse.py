@@ -25,6 +25,7 @@ from stllr_plugin.neurons.base import (
     NeuronAdapter,
     NeuronStep,
     StateKeeper,
+    copied,
     map_tensors,
     register_adapter,
     register_keeper,
@@ -353,6 +354,14 @@ class _Regularization(StateKeeper):
         """See the base class; a sum over the batch cannot be reset for some samples, and goes on."""
         if mask is None:
             module.state = None  # type: ignore[assignment]
+
+    def save(self, module: nn.Module) -> Any:
+        """See the base class."""
+        return map_tensors(module.state, copied)
+
+    def restore(self, module: nn.Module, saved: Any) -> None:
+        """See the base class."""
+        module.state = saved
 
 
 register_keeper(_Regularization())

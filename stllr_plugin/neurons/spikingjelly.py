@@ -25,6 +25,7 @@ from stllr_plugin.neurons.base import (
     NeuronAdapter,
     NeuronStep,
     StateKeeper,
+    copied,
     map_tensors,
     register_adapter,
     register_keeper,
@@ -166,6 +167,14 @@ class _Memories(StateKeeper):
             start = torch.as_tensor(start if isinstance(start, (int, float, Tensor)) else 0.0)
             memories[name] = map_tensors(value, partial(_restarted, mask=mask, start=start))
 
+    def save(self, module: nn.Module) -> Any:
+        """See the base class."""
+        return map_tensors(dict(module._memories), copied)  # type: ignore[arg-type]
+
+    def restore(self, module: nn.Module, saved: Any) -> None:
+        """See the base class."""
+        module._memories.update(saved)  # type: ignore[operator, union-attr]
+
 
 def _restarted(state: Tensor, mask: Tensor, start: Tensor) -> Tensor:
     if state.dim() == 0 or state.shape[0] != mask.shape[0]:
@@ -173,6 +182,9 @@ def _restarted(state: Tensor, mask: Tensor, start: Tensor) -> Tensor:
     rows = mask.to(state.device).view(-1, *[1] * (state.dim() - 1))
     return torch.where(rows, start.to(state), state.detach())
 
+
+# Layers of SpikingJelly with weights derive from these.
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
 _MEMORIES = _Memories()
 register_keeper(_MEMORIES)
@@ -304,6 +316,8 @@ def _refuse(module: nn.Module) -> str | None:
     reason = _refusal(module)
     if reason is not None:
         return reason
+    if isinstance(module, _LAYERS) and getattr(module, "step_mode", "s") == "m":
+        return 'it is in multi-step mode; call functional.set_step_mode(model, "s") and feed one time step per call'
     origins = [kind.__module__ for kind in type(module).__mro__]
     if isinstance(module, nn.Module) and any(origin.startswith(f"{_PACKAGE}neuron.") for origin in origins):
         return f"this node is not supported; supported: {_SUPPORTED}"

@@ -181,6 +181,33 @@ def test_stream_runs_a_model_of_nodes_step_by_step() -> None:
     assert same(gradients(net), looped)
 
 
+@pytest.mark.parametrize("name", [None, "dropout", "delay", "recurrent"])
+def test_two_passes_start_from_the_same_states(name: str | None) -> None:
+    """A loss on spike counts: one backward at the end, and two passes, with a sequence that goes on behind another."""
+    found = []
+    for two in (False, True):
+        net = network() if name is None else kept(MODULES[name]())
+        learner = STLLRLearner(net, rule=RULE)
+        torch.manual_seed(1)
+        for x in data(seed=5):
+            net(x)
+        last = str(len(net) - 1)
+
+        def forward(net: nn.Module = net) -> Tensor:
+            return torch.stack([net(x) for x in data()])
+
+        def count_loss(spikes: Tensor) -> Tensor:
+            return torch.logsumexp(spikes.sum(0), 1).sum()
+
+        if two:
+            learner.two_pass(last, count_loss, forward)
+        else:
+            count_loss(forward()).backward()
+        found.append([torch.zeros(1) if p.grad is None else p.grad for p in net.parameters()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 # --- readouts --------------------------------------------------------------------------------------
 
 
@@ -316,6 +343,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     "subclass that fires otherwise": (OwnFire, ("overrides neuronal_fire",)),
     "unknown node": (OwnNode, ("not supported", "SimpleBaseNode")),
     "standardised weights": (lambda: layer.WSLinear(4, 4), ("standardises its weight",)),
+    "multi-step layer": (lambda: layer.Linear(4, 4, step_mode="m"), ("multi-step", "set_step_mode")),
     "drop connect": (lambda: layer.DropConnectLinear(4, 4), ("drawn anew",)),
 }
 
@@ -377,6 +405,17 @@ def test_spikingjelly_loads_only_with_a_model_that_uses_it() -> None:
     pytest.importorskip("snntorch")
     run = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
+
+
+def test_lightning_helpers_know_nodes_and_memories() -> None:
+    states = pytest.importorskip("lightning_modules.states", reason="needs the extra 'lightning'")
+    net = kept(MODULES["recurrent"]())
+    with torch.no_grad():
+        once = [net(x) for x in data()]
+        states.reset_states(net)
+        again = [net(x) for x in data()]
+    assert same(once, again)
+    assert list(states.spiking_modules(net)) == ["1", "2.sub_module", "4"]
 
 
 def test_the_code_in_the_document_runs() -> None:
