@@ -60,6 +60,51 @@ def test_every_stream_is_a_new_sequence(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_one_stream_used_twice(name: str) -> None:
+    """Iterating over it again runs the sequence again, from the start."""
+    case, rule = neuron_case(name, "both"), RULES["default"]
+    expected = reference(case, rule)
+    model = CaseNet(case.net, hidden=case.hidden)
+    with attach(model, rule) as learner:
+        stream = learner.stream(case.xs)
+        for _ in range(2):
+            for t, outputs in enumerate(stream):
+                case.loss(outputs, t).backward()
+    assert_same(gradients(model), {key: 2 * value for key, value in expected.grads.items()})
+
+
+@pytest.mark.parametrize("name", [*SEQUENCES, "LIFCell-triangle", "LIFAdExRefracRecurrentCell-short"])
+def test_a_stream_goes_on_from_a_given_state(name: str) -> None:
+    case, rule = neuron_case(name, "both"), RULES["paper"]
+    expected = reference(case, rule)
+    model = CaseNet(case.net)
+    with attach(model, rule) as learner:
+        first = learner.stream(case.xs[:3])
+        for t, outputs in enumerate(first):
+            case.loss(outputs, t).backward()
+        for t, outputs in enumerate(learner.stream(case.xs[3:], first.state), 3):
+            case.loss(outputs, t).backward()
+    assert_same(gradients(model), expected.grads)
+
+
+@pytest.mark.parametrize("name", [*FORGETTING, "Leaky-hidden-now", "DeltaLeaky-hidden"])
+def test_some_samples_begin_anew_within_a_stream(name: str) -> None:
+    """reset(mask) reaches the membranes that the stream keeps for the neurons, as it does those that they keep."""
+    case, rule = neuron_case(name, "both"), RULES["paper"]
+    mask = torch.tensor([True, False])
+    oracle = Oracle(case.net, rule)
+    model = CaseNet(case.net, hidden=case.hidden)
+    with attach(model, rule) as learner:
+        for t, outputs in enumerate(learner.stream(case.xs)):
+            case.loss(outputs, t).backward()
+            oracle.run(case.xs[t][None], lambda values, _, t=t: case.loss(values, t))
+            if t == 2:
+                learner.reset(mask)
+                oracle.reset(mask)
+    assert_same(gradients(model), oracle.raw_grads())
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_online_around_a_stream(name: str) -> None:
     case, rule = neuron_case(name, "spikes"), RULES["default"]
     expected = reference(case, rule)

@@ -180,7 +180,7 @@ class CaseNet(nn.Module):
             return (returned[0], None, returned[1]) if isinstance(returned, tuple) else (returned, None, returned)
         if node.kind == "DeltaLeaky":  # its state is a pair, also where it keeps one itself
             out, state = module(current) if self.hidden else module(current, state or module.reset_mem())
-            return out, state, state[0]
+            return out, None if self.hidden else state, state[0]
         if self.hidden:
             returned = module(current)
             returned = returned if isinstance(returned, tuple) else (returned, None)
