@@ -17,7 +17,7 @@ from tests.cases.modules import CaseNet, as_sequential, as_sequential_state
 from tests.cases.neurons import neuron_case, readout_case
 from tests.cases.plain import run_detached
 from tests.cases.rules import RULES
-from tests.cases.structures import ENTANGLED, REPEATED, STRUCTURES, structure_case
+from tests.cases.structures import ENTANGLED, STRUCTURES, structure_case
 from tests.oracles.stllr import Oracle, Rule
 
 pytest.importorskip("snntorch")
@@ -374,20 +374,6 @@ def test_joined_time_steps_are_refused_or_exact(name: str, way: str, supervise_l
         assert "detach what you carry over" in str(error)
     else:
         assert_equal(found, expected, 1e-9, name)
-
-
-@pytest.mark.parametrize("way", ["a", "b"])
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason="two layers of one module share their traces"))
-        for name in REPEATED
-    ],
-)
-def test_a_block_that_is_called_several_times_in_a_step(name: str, way: str) -> None:
-    """One synapse and one neuron serve several layers; each layer has its own membrane and traces."""
-    case, rule = structure_case(name), RULES["paper"]
-    assert_equal(measure(case, rule, way=way), reference(case, rule), 1e-9, name)
 
 
 def test_supervise_last_of_more_steps_than_there_are() -> None:

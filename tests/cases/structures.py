@@ -21,8 +21,6 @@ NOW = {**LIF, "reset_delay": False, "reset_mechanism": "zero"}
 STRUCTURES: dict[str, Build] = {}
 # carry something over to the next step with its graph where the learner cannot cut it off exactly
 ENTANGLED: dict[str, Build] = {}
-# call a neuron and the synapse before it several times within a step
-REPEATED: dict[str, Build] = {}
 
 
 def structure(build: Build) -> Build:
@@ -37,16 +35,10 @@ def entangled(build: Build) -> Build:
     return build
 
 
-def repeated(build: Build) -> Build:
-    """Register a network that calls a neuron and the synapse before it several times within a step."""
-    REPEATED[build.__name__] = build
-    return build
-
-
 @cache
 def structure_case(name: str) -> Case:
     def build(seed: int) -> Case:
-        nodes, params, outputs, xs = (STRUCTURES | ENTANGLED | REPEATED)[name](generator(seed))
+        nodes, params, outputs, xs = (STRUCTURES | ENTANGLED)[name](generator(seed))
         return Case(f"structure:{name}", Net(tuple(nodes), params, outputs), xs)
 
     return settle(build)

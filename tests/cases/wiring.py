@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tests.cases.case import bias, spike_input, weight
-from tests.cases.structures import LIF, NOW, Parts, dense, leaky, linear, norm, repeated, structure
+from tests.cases.structures import LIF, NOW, Parts, dense, leaky, linear, norm, structure
 from tests.oracles.spec import Node
 
 
@@ -35,7 +35,7 @@ def neuron_called_by_three_layers(rng: torch.Generator) -> Parts:
     return nodes, params, ("lif3", "lif3.mem"), spike_input((5, 2, 4), rng)
 
 
-@repeated
+@structure
 def siamese(rng: torch.Generator) -> Parts:
     """Synapse and neuron are called for each of two branches, with a membrane per branch."""
     params = dense(rng, ("fc1", 4, 3), ("fc2", 3, 8))
@@ -45,13 +45,35 @@ def siamese(rng: torch.Generator) -> Parts:
     return nodes, params, ("lif2",), spike_input((5, 2, 3), rng)
 
 
-@repeated
+@structure
 def one_block_in_depth(rng: torch.Generator) -> Parts:
     """Synapse and neuron are called again on the block's own spikes of the same step."""
     params = dense(rng, ("fc1", 4, 4), ("fc2", 3, 4))
     nodes = [linear("fc1", "x"), leaky("lif1", "fc1"), linear("again", "lif1", shares="fc1")]
     nodes += [leaky("lif1b", "again", shares="lif1"), linear("fc2", "lif1b"), leaky("lif2", "fc2")]
     return nodes, params, ("lif2",), spike_input((5, 2, 4), rng)
+
+
+@structure
+def one_block_three_times(rng: torch.Generator) -> Parts:
+    """Twice in depth and once beside, each with its own membrane; the neuron resets at once and is read out as well."""
+    params = dense(rng, ("fc1", 4, 4), ("fc2", 3, 4))
+    nodes = [linear("fc1", "x"), leaky("lif1", "fc1", **NOW), linear("again", "lif1", shares="fc1")]
+    nodes += [leaky("lif1b", "again", **NOW, shares="lif1"), Node("other", "Tanh", ("x",))]
+    nodes += [linear("beside", "other", shares="fc1"), leaky("lif1c", "beside", **NOW, shares="lif1")]
+    nodes += [linear("fc2", "lif1b", "lif1c"), leaky("lif2", "fc2")]
+    return nodes, params, ("lif2", "lif1.mem", "lif1c"), spike_input((5, 2, 4), rng)
+
+
+@structure
+def convolutional_block_in_depth(rng: torch.Generator) -> Parts:
+    """With a residual connection around each of its runs, as in a network that is unrolled in depth."""
+    params = kernels(rng, ("c1", 2, 2, 3)) | dense(rng, ("fc", 3, 8))
+    nodes = [conv("c1", "x"), Node("lif1", "Leaky", ("c1",), LIF), conv("c2", "x", "lif1", shares="c1")]
+    nodes += [Node("lif2", "Leaky", ("c2",), {**LIF, "shares": "lif1"})]
+    nodes += [Node("sum", "Scale", ("lif1", "lif2"), {"factor": 1.0})]
+    nodes = [*readout_of(nodes, "sum"), linear("fc", "flat"), leaky("lif3", "fc")]
+    return nodes, params, ("lif3",), spike_input((4, 2, 2, 4, 4), rng)
 
 
 # ------------------------------------------------------------------------------------------ one synapse, many calls
