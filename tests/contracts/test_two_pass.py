@@ -297,3 +297,27 @@ def test_a_disabled_learner_refuses():
     with pytest.raises(StateError, match=r"disabled; call learner.enable\(\)"):
         learner.two_pass(looping.net, LOSSES["of-the-count"], lambda: looping(spikes(T)))
     assert not learner.enabled
+
+
+def test_a_running_sum_counts_one_of_the_two_passes() -> None:
+    norse = pytest.importorskip("norse.torch")
+
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.lif, self.counter = nn.Linear(4, 3), norse.LIFBoxCell(), norse.RegularizationCell()
+            nn.init.constant_(self.fc.weight, 10.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            state, outputs = None, []
+            for step in x:
+                y, state = self.lif(self.fc(step), state)
+                outputs.append(self.counter(y, state)[0])
+            return torch.stack(outputs)
+
+    net, x = Counted(), torch.ones(6, 2, 4)
+    STLLRLearner(net, rule=RULE).two_pass(net.counter, torch.sum, lambda: net(x))
+    with torch.no_grad():
+        spikes = Counted().eval()(x).sum()
+    assert spikes > 0
+    assert net.counter.state == spikes
