@@ -8,12 +8,13 @@ writes its time loop once, for training and evaluation alike::
         output = self.network(frames[:, t])
         ...
         self.learn(loss_of_this_step, last=...)       # only at supervised steps
+        self.end_step(t)
     return self.end_sequence()
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lightning_modules.callbacks import FiringRates, PeakMemory, Throughput
 from lightning_modules.rules import learning_rules
-from lightning_modules.states import hidden_buffer_names, reset_states
+from lightning_modules.states import detach_states, hidden_buffer_names, reset_states
 from stllr_plugin import STLLRLearner, STLLRRule
 
 Algorithm = Literal["stllr", "ottt", "sltt", "tess", "bptt"]
@@ -49,6 +50,11 @@ class SpikingTask(LightningModule):
     loss over the steps and calls ``backward`` once at the end (automatic optimisation), which allows
     ``accumulate_grad_batches`` and the like; the graph of the supervised steps is kept. Both give the same
     gradients. "bptt" always uses "automatic".
+
+    **Updates within a sequence.** With ``update_every=n`` the weights are updated after every n time steps, at the steps
+    n, 2n, ... and at the end, while membranes and traces go on: an online rule then learns before a long sequence is
+    over. "bptt" becomes truncated backpropagation through time with windows of n steps, whose memory is that of one
+    window. Windows without a loss update nothing. ``trainer.global_step`` counts every update.
 
     **Hidden states** are reset at the start and end of every batch of training, validation, testing and prediction (the
     sanity check included), those of this network only.
@@ -80,6 +86,8 @@ class SpikingTask(LightningModule):
             one.
         exclude: Names of modules that the learner shall leave alone.
         supervise_last: Number of last time steps with a loss, from each sample's own end; all steps if left out.
+        update_every: Update the weights after every so many time steps; once per batch if left out. Needs the loop
+            "online", or "bptt".
         loop: "online" or "automatic".
         optimizer: Makes the optimizer from the parameters. In YAML a ``class_path`` with ``init_args``.
         lr_scheduler: Makes the learning rate scheduler from the optimizer; none if left out.
@@ -99,6 +107,7 @@ class SpikingTask(LightningModule):
         output: str | None = None,
         exclude: list[str] | None = None,
         supervise_last: int | None = None,
+        update_every: int | None = None,
         loop: Loop = "online",
         optimizer: OptimizerCallable = lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -108,21 +117,28 @@ class SpikingTask(LightningModule):
         super().__init__()
         self.network = network
         self.algorithm = algorithm
-        self.rule, self.layer_rules = learning_rules(algorithm, rule, layer_rules, network)
+        self.rule, self.layer_rules = learning_rules(algorithm, rule, layer_rules)
         self.learning_signal = learning_signal
         self.feedback_seed = feedback_seed
         self.output = output
         self.exclude = tuple(exclude or ())
         self.supervise_last = supervise_last
+        self.update_every = update_every
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
         self.gradient_clip = gradient_clip
-        self.automatic_optimization = algorithm == "bptt" or loop == "automatic"
+        if update_every is not None:
+            if update_every < 1:
+                raise ValueError(f"update_every={update_every}: at least one time step lies between two updates.")
+            if loop == "automatic" and algorithm != "bptt":
+                raise ValueError('update_every needs loop="online"; "automatic" makes one update per batch.')
+        self.automatic_optimization = update_every is None and (algorithm == "bptt" or loop == "automatic")
         self.learner: STLLRLearner | None = None
         self.active: Tensor | None = None
         """Samples for which the current time step is not padding, shape [B]; set by the time loops for callbacks."""
         self._loss: Tensor | None = None
+        self._window: Tensor | None = None  # loss since the last update; with "bptt" it holds the window's graph
         self._online = False
         self._reported = False
         self.configure_losses()
@@ -168,6 +184,7 @@ class SpikingTask(LightningModule):
                 output=self.output,
                 exclude=self.exclude,
                 supervise_last=self.supervise_last,
+                reset_after_step=self.update_every is None,
             )
         if self.make_lr_scheduler is None:
             return optimizer
@@ -217,32 +234,55 @@ class SpikingTask(LightningModule):
             target: Class numbers [B] or values [B, C], for learning signals that are made from the target.
             scale: Weight of one time step in the loss, a number or one value per sample [B]; for these signals too.
         """
-        self._loss = None
+        self._loss = self._window = None
         self._online = learning and not self.automatic_optimization
         self._reset()
         if self.learner is not None and learning:
             self.learner.reset(num_steps=num_steps, lengths=lengths)
-            if self.learner.needs_target:
-                assert target is not None, (
-                    f"learning_signal={self.learner.learning_signal!r} needs a task with targets."
-                )
-                scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-                self.learner.set_target(target, scale if scaler is None else scale * scaler.get_scale())
+            if target is not None and self.learner.needs_target:
+                self.set_target(target, scale)
         if self._online:
             self._optimizer().zero_grad()
+
+    def set_target(self, target: Tensor, scale: float | Tensor = 1.0) -> None:
+        """Give the learning signals that are made from the target the one of the steps to come.
+
+        Args:
+            target: Class numbers [B] or values [B, C].
+            scale: Weight of one time step in the loss, a number or one value per sample [B].
+        """
+        assert self.learner is not None
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        self.learner.set_target(target, scale if scaler is None else scale * scaler.get_scale())
 
     def learn(self, loss: Tensor, *, last: bool) -> None:
         """Take in the loss of one supervised time step: backward at once, or add to the loss of the sequence.
 
         Args:
             loss: Scalar loss of this step.
-            last: Whether this is the last supervised step of the batch; gradients are averaged over processes then.
+            last: Whether this is the last supervised step before an update (see :meth:`last_supervised`); gradients
+                are averaged over processes then.
         """
         if self._online:
+            window = loss if self.rule is None else loss.detach()
+            self._window = window if self._window is None else self._window + window
+        if self._online and self.rule is not None:
             with nullcontext() if last else self._no_gradient_sync():
                 self.manual_backward(loss)
+        if self._online:
             loss = loss.detach()
         self._loss = loss if self._loss is None else self._loss + loss
+
+    def last_supervised(self, supervised: Sequence[bool]) -> set[int]:
+        """The last supervised step before each update, from which of the T steps are supervised."""
+        every = self.update_every or len(supervised)
+        windows = {t // every: t for t, one in enumerate(supervised) if one}
+        return set(windows.values())
+
+    def end_step(self, t: int) -> None:
+        """Update the weights after step ``t`` if a window of ``update_every`` steps ends there."""
+        if self._online and self.update_every is not None and (t + 1) % self.update_every == 0:
+            self._update()
 
     def end_sequence(self) -> Tensor:
         """Update the weights (online loop, training) and return the loss summed over the supervised steps."""
@@ -250,10 +290,23 @@ class SpikingTask(LightningModule):
         loss, self._loss = self._loss, None
         self.active = None
         if self._online:
-            self._optimizer().step()
+            self._update()
+        return loss
+
+    def _update(self) -> None:
+        """One optimizer step with the gradients of the window; nothing where the window had no loss."""
+        window, self._window = self._window, None
+        if window is not None:
+            optimizer = self._optimizer()
+            if self.rule is None:
+                self.manual_backward(window)
+            optimizer.step()
+            if self.update_every is not None:
+                optimizer.zero_grad()
             if self.lr_interval == "step":
                 self._step_lr_schedulers()
-        return loss
+        if self.rule is None:
+            detach_states(self.network)
 
     def _reset(self) -> None:
         reset_states(self.network)

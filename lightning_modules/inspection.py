@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ class Recording:
     @property
     def inputs(self) -> Tensor:
         """Input x[t] of the chosen synapse, from its trace: [T]."""
-        return self.pre - self.rule.lambda_pre * _before(self.pre)
+        return self.pre - float(self.rule.lambda_pre) * _before(self.pre)
 
     @property
     def psi(self) -> Tensor:
@@ -82,6 +82,8 @@ def record_sequence(
                 traces = learner.traces()[edge]
                 pres.append(_sample(traces["pre"]))
                 posts.append(_sample(traces["post"]))
+            (seen,) = (one for one in learner.report().edges if one.name == edge)
+            rule = replace(rule, lambda_pre=seen.rule["lambda_pre"])  # a number, where the rule says "leak"
     finally:
         heard.remove()
         reset_states(network)
@@ -116,7 +118,7 @@ def _telling_input(
     synapse: nn.Module, pre: Tensor, post: Tensor, neuron: tuple[int, ...], rule: STLLRRule
 ) -> tuple[int, ...]:
     """An input of the neuron that is active now and then; one that always or never is would show little."""
-    inputs = pre - rule.lambda_pre * _before(pre)
+    inputs = pre - float(rule.lambda_pre) * _before(pre)
     distance = ((inputs > 0.5).float().mean(0) - 1 / 3).abs()
     if isinstance(synapse, nn.Conv2d):
         allowed = torch.zeros_like(distance, dtype=torch.bool)

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from lightning_modules.states import spiking_modules
 from stllr_plugin import STLLRRule
 
 RuleLike = str | dict[str, Any] | STLLRRule
@@ -34,7 +29,7 @@ def make_rule(rule: RuleLike | None, preset: str = DEFAULT_PRESET) -> STLLRRule:
 
 
 def learning_rules(
-    algorithm: str, rule: RuleLike | None, layer_rules: dict[str, RuleLike] | None, network: nn.Module
+    algorithm: str, rule: RuleLike | None, layer_rules: dict[str, RuleLike] | None
 ) -> tuple[STLLRRule | None, dict[str, STLLRRule]]:
     """The rule of the network and those of single layers for an algorithm.
 
@@ -43,7 +38,6 @@ def learning_rules(
             own.
         rule: Settings, see :func:`make_rule`.
         layer_rules: Name pattern to settings.
-        network: The network; "ottt" reads the leak of its neurons.
 
     Returns:
         The rule (None for "bptt") and the rules of single layers.
@@ -55,24 +49,6 @@ def learning_rules(
         return None, {}
     if algorithm == "stllr":
         return make_rule(rule), {pattern: make_rule(settings) for pattern, settings in (layer_rules or {}).items()}
-    if algorithm in ("sltt", "tess"):
-        return STLLRRule.preset(algorithm), {}
-    if algorithm != "ottt":
+    if algorithm not in ("ottt", "sltt", "tess"):
         raise ValueError(f"Unknown algorithm {algorithm!r}; known: stllr, ottt, sltt, tess, bptt.")
-    base = STLLRRule.preset("ottt")
-    leaks = neuron_leaks(network)
-    common = next(iter(leaks.values()), base.lambda_pre)
-    own = {name: replace(base, lambda_pre=leak) for name, leak in leaks.items() if leak != common}
-    return replace(base, lambda_pre=common), own
-
-
-def neuron_leaks(network: nn.Module) -> dict[str, float]:
-    """The membrane decay per time step of each spiking layer that has a single one, by module name."""
-    leaks = {}
-    for name, module in spiking_modules(network).items():
-        beta = getattr(module, "beta", None)
-        if isinstance(beta, Tensor) and beta.numel() == 1:
-            leaks[name] = float(torch.as_tensor(beta).detach().clamp(0, 1))
-        elif isinstance(beta, (int, float)):
-            leaks[name] = float(beta)
-    return leaks
+    return STLLRRule.preset(algorithm), {}

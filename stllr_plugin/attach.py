@@ -208,10 +208,17 @@ def _check_rules(plan: Plan, problems: list[str]) -> None:
     weights = (p.device for _, module, _ in plan.synapses for p in module.parameters())
     device = next((device for device in weights if device.type != "meta"), None)
     for name, module, adapter in plan.neurons:
-        if not adapter.spiking or adapter.problems(module):
+        if adapter.problems(module):
             continue
         own = [one for key, one in plan.rules.items() if key.startswith(f"{name}.")]  # of the neuron's own weights
         rule = plan.rules.get(name, plan.rule)
+        if "leak" in [one.lambda_pre for one in (rule, *own)] and adapter.leak(module) is None:
+            problems.append(
+                f"Neuron {name!r} ({type(module).__name__}): the rule has lambda_pre='leak', but this layer has no "
+                f"single leak. Pass a number, for example with layer_rules={{{name!r}: ...}}."
+            )
+        if not adapter.spiking:
+            continue
         no_psi = any(resolve_psi(one.psi) is None for one in (rule, *own))
         if not no_psi and rule.propagate == "psi":
             continue

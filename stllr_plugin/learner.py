@@ -656,7 +656,7 @@ class STLLRLearner(OptimizerFacade):
         for neuron in self._neurons:
             for traces in neuron.layers():
                 for edge in traces.edges.values():
-                    yield neuron, traces, edge, rules[self._edge_names[edge.name]] or neuron.rule
+                    yield neuron, traces, edge, neuron.rule_for(rules[self._edge_names[edge.name]])
 
     def report(self) -> Report:
         """What is trained how; print it. Connections show once the model has run a step in training mode."""

@@ -32,7 +32,8 @@ class STLLRRule:
 
     Args:
         alpha_pre: Weight of the causal term (presynaptic trace times psi). Any finite number.
-        lambda_pre: Decay per time step of the presynaptic trace, in [0, 1].
+        lambda_pre: Decay per time step of the presynaptic trace, in [0, 1]; or "leak", the decay of the membrane of the
+            neuron that the synapse feeds, as it is when the learner attaches.
         alpha_post: Weight of the non-causal term (postsynaptic trace times input). Any finite number; 0 switches it
             off.
         lambda_post: Decay per time step of the postsynaptic trace, in [0, 1].
@@ -52,7 +53,7 @@ class STLLRRule:
     """
 
     alpha_pre: float = 1.0
-    lambda_pre: float = 0.8
+    lambda_pre: float | Literal["leak"] = 0.8
     alpha_post: float = -0.2
     lambda_post: float = 0.5
     psi: str | Psi | None = "triangle"
@@ -64,11 +65,13 @@ class STLLRRule:
         """Checks all fields; reports the first that is wrong."""
         for name in ("alpha_pre", "alpha_post", "lambda_pre", "lambda_post"):
             value = getattr(self, name)
+            if name == "lambda_pre" and value == "leak":
+                continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise RuleError(f"{name}={value!r}: expected a finite number.")
         for name in ("lambda_pre", "lambda_post"):
             value = getattr(self, name)
-            if not 0.0 <= value <= 1.0:
+            if value != "leak" and not 0.0 <= value <= 1.0:
                 raise RuleError(f"{name}={value!r}: a trace decays by a factor in [0, 1] per time step.")
         resolve_psi(self.psi)
         for name, allowed in (
@@ -127,8 +130,7 @@ def resolve_rule(rule: str | STLLRRule) -> STLLRRule:
 
 
 # Settings of the published experiments (S-TLLR paper, Table 2 and App. A.3; lambda and alpha as in the authors' code),
-# then rules that are special cases of the same engine. Where lambda_pre is to be the leak of the neuron (all but
-# "sltt", "tess" and "stdp"), override it with yours. Names end in "_like" where something of the original is missing.
+# then rules that are special cases of the same engine. Names end in "_like" where something of the original is missing.
 _PRESETS: dict[str, STLLRRule] = {
     "dvs_gesture": STLLRRule(1.0, 0.75, -1.0, 0.2, "triangle"),
     "cifar10_dvs": STLLRRule(1.0, 0.5, -1.0, 0.2, "sigmoid"),
@@ -136,7 +138,7 @@ _PRESETS: dict[str, STLLRRule] = {
     "shd": STLLRRule(1.0, 1.0, 1.0, 0.5, "inverse_square"),
     "mvsec": STLLRRule(1.0, 0.8, -0.2, 0.5, "rational"),
     # Xiao et al., "Online Training Through Time for Spiking Neural Networks", NeurIPS 2022.
-    "ottt": STLLRRule(1.0, 0.5, 0.0, 0.0, None, "surrogate"),
+    "ottt": STLLRRule(1.0, "leak", 0.0, 0.0, None, "surrogate"),
     # Meng et al., "Towards Memory- and Time-Efficient Backpropagation for Training Spiking Neural Networks", ICCV 2023.
     "sltt": STLLRRule(1.0, 0.0, 0.0, 0.0, None, "surrogate"),
     # Apolinario, Roy & Frenkel, IJCNN 2025 (alpha_post is -1, 0 or 1 there, by data set).
@@ -145,16 +147,16 @@ _PRESETS: dict[str, STLLRRule] = {
     # Communications 2020: random e-prop for LIF neurons. Exact if the readout does not leak; a leaky one would low-pass
     # each eligibility, which needs memory per synapse. Its dampening is 0.3 and its pseudo-derivative as wide as the
     # threshold: for one that is not 1, pass psi=Triangle(0.3, threshold).
-    "eprop_lif_like": STLLRRule(1.0, 0.9, 0.0, 0.0, Triangle(0.3, 1.0), learning_signal="dfa"),
+    "eprop_lif_like": STLLRRule(1.0, "leak", 0.0, 0.0, Triangle(0.3, 1.0), learning_signal="dfa"),
     # Kaiser, Mostafa & Neftci, "Synaptic Plasticity Dynamics for Deep Continuous Local Learning (DECOLLE)", Frontiers
     # in Neuroscience 2020. Its neuron is an SRM0, with two traces in a row (0.97 and 0.92); here there is one.
     "decolle_like": STLLRRule(1.0, 0.92, 0.0, 0.0, InverseSquare(10.0), learning_signal="local_random"),
     # Quintana et al., "ETLP: Event-based Three-factor Local Plasticity for online learning with neuromorphic hardware",
     # 2023. Its neurons adapt their thresholds, which adds an eligibility per synapse; this is its LIF part.
-    "etlp_like": STLLRRule(1.0, 0.9, 0.0, 0.0, Triangle(0.3, 1.0), learning_signal="drtp"),
+    "etlp_like": STLLRRule(1.0, "leak", 0.0, 0.0, Triangle(0.3, 1.0), learning_signal="drtp"),
     # Ortner, Pes, Gentinetta, Frenkel & Pantazi, "Online Spatio-Temporal Learning with Target Projection", AICAS 2023.
     # Its eligibility also follows the path through the reset; this one does not.
-    "osttp_like": STLLRRule(1.0, 0.9, 0.0, 0.0, None, "surrogate", learning_signal="drtp"),
+    "osttp_like": STLLRRule(1.0, "leak", 0.0, 0.0, None, "surrogate", learning_signal="drtp"),
     # Pair-based additive STDP: psi is the spike. Needs no loss; see learner.reinforce().
     "stdp": STLLRRule(1.0, 0.5, -1.0, 0.5, Spike(), convention="current", learning_signal="one"),
 }

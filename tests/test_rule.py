@@ -22,13 +22,13 @@ PUBLISHED: dict[str, tuple[Any, ...]] = {
     "ncaltech101": (1.0, 0.5, -1.0, 0.2, "sigmoid", "psi", None),
     "shd": (1.0, 1.0, 1.0, 0.5, "inverse_square", "psi", None),
     "mvsec": (1.0, 0.8, -0.2, 0.5, "rational", "psi", None),
-    "ottt": (1.0, 0.5, 0.0, 0.0, None, "surrogate", None),
+    "ottt": (1.0, "leak", 0.0, 0.0, None, "surrogate", None),
     "sltt": (1.0, 0.0, 0.0, 0.0, None, "surrogate", None),
     "tess": (1.0, 0.5, -1.0, 0.2, "triangle", "psi", "tess"),
-    "eprop_lif_like": (1.0, 0.9, 0.0, 0.0, Triangle(0.3, 1.0), "psi", "dfa"),
+    "eprop_lif_like": (1.0, "leak", 0.0, 0.0, Triangle(0.3, 1.0), "psi", "dfa"),
     "decolle_like": (1.0, 0.92, 0.0, 0.0, InverseSquare(10.0), "psi", "local_random"),
-    "etlp_like": (1.0, 0.9, 0.0, 0.0, Triangle(0.3, 1.0), "psi", "drtp"),
-    "osttp_like": (1.0, 0.9, 0.0, 0.0, None, "surrogate", "drtp"),
+    "etlp_like": (1.0, "leak", 0.0, 0.0, Triangle(0.3, 1.0), "psi", "drtp"),
+    "osttp_like": (1.0, "leak", 0.0, 0.0, None, "surrogate", "drtp"),
     "stdp": (1.0, 0.5, -1.0, 0.5, Spike(), "psi", "one"),
 }
 
@@ -49,7 +49,7 @@ def test_presets_are_listed():
 def test_a_preset_may_be_changed_on_the_way():
     rule = STLLRRule.preset("ottt", lambda_pre=0.9, convention="paper")
     assert (rule.lambda_pre, rule.alpha_post, rule.convention) == (0.9, 0.0, "paper")
-    assert STLLRRule.preset("ottt").lambda_pre == 0.5
+    assert STLLRRule.preset("ottt").lambda_pre == "leak"
 
 
 @pytest.mark.parametrize(("call", "message"), [

@@ -182,6 +182,13 @@ def copied(tensor: Tensor) -> Tensor:
     return tensor.detach().clone()
 
 
+def one_number(value: Any) -> float | None:
+    """A number, or a tensor with a single element, as a float; None for anything else."""
+    if isinstance(value, Tensor):
+        return float(value.detach()) if value.numel() == 1 else None
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
 class NeuronAdapter(ABC):
     """Everything the learner knows about one family of neurons.
 
@@ -249,6 +256,10 @@ class NeuronAdapter(ABC):
                 return torch.zeros_like(v)
             (derivative,) = torch.autograd.grad(spikes.sum(), leaf)
         return derivative.detach()
+
+    def leak(self, module: nn.Module) -> float | None:
+        """Decay of the membrane per time step, as it is now; None if the layer has no single one."""
+        return None
 
     @abstractmethod
     def spike_function(self, module: nn.Module) -> Callable[[Tensor], Tensor]:

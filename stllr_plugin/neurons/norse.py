@@ -27,6 +27,7 @@ from stllr_plugin.neurons.base import (
     StateKeeper,
     copied,
     map_tensors,
+    one_number,
     register_adapter,
     register_keeper,
     register_refusal,
@@ -151,6 +152,14 @@ class _NorseAdapter(NeuronAdapter):
         """See the base class."""
         membrane: Tensor = self.inner(module, output[1]).v
         return membrane
+
+    def leak(self, module: nn.Module) -> float | None:
+        """See the base class; that of the membrane, where there is a synaptic current as well."""
+        p: Any = self.inner(module, module.p)
+        if isinstance(module, (norse.IAFCell, norse.IAF)):
+            return 1.0
+        rate, dt = one_number(getattr(p, "tau_mem_inv", None)), one_number(module.dt)
+        return None if rate is None or dt is None else 1.0 - dt * rate
 
     def spike_function(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
         """See the base class."""

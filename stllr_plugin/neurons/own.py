@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stllr_plugin.errors import StateError
-from stllr_plugin.neurons.base import AttributeTap, MembraneTap, NeuronAdapter, NeuronStep, map_tensors
+from stllr_plugin.neurons.base import AttributeTap, MembraneTap, NeuronAdapter, NeuronStep, map_tensors, one_number
 
 
 class FiringAdapter(NeuronAdapter):
@@ -65,6 +65,10 @@ class FiringAdapter(NeuronAdapter):
     def spike_function(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
         """See the base class."""
         return getattr(module, self.fire)  # type: ignore[no-any-return]
+
+    def leak(self, module: nn.Module) -> float | None:
+        """The attribute ``beta``, where the module has one number under that name."""
+        return one_number(getattr(module, "beta", None))
 
     # States that the module keeps.
 

@@ -7,6 +7,7 @@ cannot be tapped in general: it runs twice per step.)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ from stllr_plugin.neurons.base import (
     NeuronAdapter,
     NeuronStep,
     map_tensors,
+    one_number,
     register_adapter,
     register_refusal,
 )
@@ -122,6 +124,17 @@ class SnnTorchAdapter(NeuronAdapter):
     def returned_membrane(self, module: nn.Module, output: Any) -> Tensor | None:
         """See the base class; snnTorch keeps the membrane in the module, also where it returns it."""
         return module._buffers["mem"]
+
+    def leak(self, module: nn.Module) -> float | None:
+        """See the base class."""
+        neuron: Any = module
+        if isinstance(module, snntorch.Lapicque):
+            resistance, capacity = one_number(neuron.R), one_number(neuron.C)
+            dt = one_number(neuron.time_step)
+            known = resistance is not None and capacity is not None and dt is not None
+            return 1.0 - dt / (resistance * capacity) if known else None  # type: ignore[operator]
+        beta = one_number(neuron.beta)
+        return None if beta is None else min(max(beta, 0.0), 1.0)
 
     def spike_function(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
         """See the base class."""
@@ -275,6 +288,11 @@ class StateLeakyAdapter(NeuronAdapter):
     def returned_membrane(self, module: nn.Module, output: Any) -> Tensor | None:
         """See the base class."""
         return None
+
+    def leak(self, module: nn.Module) -> float | None:
+        """See the base class."""
+        tau = one_number(module.tau)
+        return None if tau is None else math.exp(-1.0 / tau)
 
     def spike_function(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
         """See the base class."""

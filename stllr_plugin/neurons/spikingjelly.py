@@ -27,6 +27,7 @@ from stllr_plugin.neurons.base import (
     StateKeeper,
     copied,
     map_tensors,
+    one_number,
     register_adapter,
     register_keeper,
     register_refusal,
@@ -207,6 +208,18 @@ class SpikingJellyAdapter(NeuronAdapter):
     def matches(self, module: nn.Module) -> bool:
         """See the base class."""
         return isinstance(module, (neuron.SimpleBaseNode, *_CHARGE)) and _refusal(module) is None
+
+    def leak(self, module: nn.Module) -> float | None:
+        """See the base class."""
+        node: Any = module
+        if isinstance(module, neuron.ParametricLIFNode):
+            return 1.0 - float(node.w.detach().sigmoid())
+        if isinstance(module, neuron.IFNode):
+            return 1.0
+        if isinstance(module, (neuron.LIFNode, neuron.SimpleLIFNode)):
+            tau = one_number(node.tau)
+            return None if tau is None else 1.0 - 1.0 / tau
+        return None
 
     def problems(self, module: nn.Module) -> list[str]:
         """See the base class."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,13 +72,33 @@ class NeuronSite:
         self.name = name
         self.module = module
         self.adapter = adapter
-        self.rule = rule
+        self.rule = self._with_leak(rule)
         self.own_weights = own_weights
         self.sequences: dict[tuple[tuple[int, int], ...], list[NeuronTraces]] = {}
         self.tap = adapter.make_tap(module)
         self._open: list[_OpenStep | None] = []
         self._evaluated = False
         self._surrogate_checked = False
+        self._rules: dict[STLLRRule, STLLRRule] = {}  # synapses' own rules, with lambda_pre="leak" replaced
+
+    def _with_leak(self, rule: STLLRRule) -> STLLRRule:
+        if rule.lambda_pre != "leak":
+            return rule
+        leak = self.adapter.leak(self.module)
+        if leak is None:
+            raise RuleError(
+                f"Neuron {self.name!r} ({type(self.module).__name__}): the rule has lambda_pre='leak', but this layer "
+                "has no single leak. Pass a number, for example with layer_rules."
+            )
+        return replace(rule, lambda_pre=leak)
+
+    def rule_for(self, own: STLLRRule | None) -> STLLRRule:
+        """The rule of a synapse that feeds this neuron: its own, else the neuron's."""
+        if own is None:
+            return self.rule
+        if own not in self._rules:
+            self._rules[own] = self._with_leak(own)
+        return self._rules[own]
 
     def layers(self) -> Iterator[NeuronTraces]:
         """The traces of each layer that this module serves."""
@@ -224,10 +244,10 @@ class NeuronSite:
             if edge is None:
                 name = learner.edge_name(call.site.name, self.name, key[1], traces.number)
                 edge = traces.edges[key] = EdgeTraces(name)
-            rule = call.site.rule or self.rule
+            rule = self.rule_for(call.site.rule)
             for _, member, _ in members:
                 self._consume(member, index)
-            trace = edge.advance(call.x, rule.lambda_pre)
+            trace = edge.advance(call.x, float(rule.lambda_pre))
             inputs.append(SynapticInput(call, [(node, identity) for node, _, identity in members], trace, rule))
 
         posts, psi_carries = self._advance_posts(step, traces, inputs, with_graph)

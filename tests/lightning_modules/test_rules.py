@@ -1,13 +1,10 @@
 """What YAML says about rules becomes the rules of the learner."""
 
 import pytest
-import snntorch
-from torch import nn
 
-from lightning_modules.rules import learning_rules, make_rule, neuron_leaks
+from lightning_modules.rules import learning_rules, make_rule
 from stllr_plugin import STLLRRule
 from stllr_plugin.errors import RuleError
-from tests.lightning_modules.helpers import make_network
 
 
 def test_rules_from_yaml():
@@ -21,33 +18,25 @@ def test_rules_from_yaml():
 
 
 def test_bptt_has_no_rule():
-    assert learning_rules("bptt", "shd", {"*": "shd"}, make_network()) == (None, {})
+    assert learning_rules("bptt", "shd", {"*": "shd"}) == (None, {})
 
 
 def test_ottt_takes_the_leak_of_the_neurons_and_no_other_rule():
-    rule, layers = learning_rules("ottt", "shd", {"*": "shd"}, make_network(beta=0.65))
-    assert (rule.lambda_pre, rule.alpha_post, rule.psi, layers) == (pytest.approx(0.65), 0.0, None, {})
-
-
-def test_ottt_with_a_leak_for_each_layer():
-    network = nn.Sequential(nn.Linear(3, 3), snntorch.Leaky(0.5), nn.Linear(3, 3), snntorch.Leaky(0.75))
-    assert neuron_leaks(network) == {"1": 0.5, "3": 0.75}
-    rule, layers = learning_rules("ottt", None, None, network)
-    assert rule.lambda_pre == 0.5
-    assert {name: layer.lambda_pre for name, layer in layers.items()} == {"3": 0.75}
+    rule, layers = learning_rules("ottt", "shd", {"*": "shd"})
+    assert (rule.lambda_pre, rule.alpha_post, rule.psi, layers) == ("leak", 0.0, None, {})
 
 
 def test_sltt_has_no_memory():
-    rule, _ = learning_rules("sltt", "shd", None, make_network())
+    rule, _ = learning_rules("sltt", "shd", None)
     assert rule == STLLRRule.preset("sltt") and rule.lambda_pre == 0.0
 
 
 def test_layer_rules_of_stllr():
-    _, layers = learning_rules("stllr", None, {"features.conv1": {"alpha_post": 0.0}, "*": "shd"}, make_network())
+    _, layers = learning_rules("stllr", None, {"features.conv1": {"alpha_post": 0.0}, "*": "shd"})
     assert list(layers) == ["features.conv1", "*"]  # in order: the first pattern that matches wins
     assert layers["features.conv1"].alpha_post == 0.0
 
 
 def test_unknown_algorithm():
     with pytest.raises(ValueError, match="Unknown algorithm 'eprop'"):
-        learning_rules("eprop", None, None, make_network())
+        learning_rules("eprop", None, None)
