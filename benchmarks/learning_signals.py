@@ -23,8 +23,6 @@ from nmnist_subset import options, quiet
 from lightning_modules.trainer_cli import STLLRCLI
 
 RULE = "--model.rule={preset: dvs_gesture, alpha_post: -0.2}"
-# Leaks of the network's neurons, for the presets whose lambda_pre is the leak.
-LEAK = 0.8
 CONTENDERS: dict[str, list[str]] = {
     "bp": [RULE],
     "dfa": [RULE, "--model.learning_signal=dfa"],
@@ -33,13 +31,13 @@ CONTENDERS: dict[str, list[str]] = {
     "local": [RULE, "--model.learning_signal=local"],
     "local_random": [RULE, "--model.learning_signal=local_random"],
     "tess": [RULE, "--model.learning_signal=tess"],
-    "preset ottt": [f"--model.rule={{preset: ottt, lambda_pre: {LEAK}}}"],
+    "preset ottt": ["--model.rule=ottt"],
     "preset sltt": ["--model.rule=sltt"],
     "preset tess": ["--model.rule=tess"],
-    "preset eprop_lif_like": [f"--model.rule={{preset: eprop_lif_like, lambda_pre: {LEAK}}}"],
+    "preset eprop_lif_like": ["--model.rule=eprop_lif_like"],
     "preset decolle_like": ["--model.rule=decolle_like"],
-    "preset etlp_like": [f"--model.rule={{preset: etlp_like, lambda_pre: {LEAK}}}"],
-    "preset osttp_like": [f"--model.rule={{preset: osttp_like, lambda_pre: {LEAK}}}"],
+    "preset etlp_like": ["--model.rule=etlp_like"],
+    "preset osttp_like": ["--model.rule=osttp_like"],
     "no eligibility": ["--model.rule={preset: dvs_gesture, alpha_pre: 0.0, alpha_post: 0.0}"],
 }
 
