@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from stllr_plugin import STLLRLearner
-from stllr_plugin.errors import StateError
+from stllr_plugin.errors import AttachmentError, StateError
 from tests.cases.case import Case, exact, generator
 from tests.cases.drive import attach, gradients, relative_errors, run_steps
 from tests.cases.modules import CaseNet
@@ -121,6 +122,61 @@ def test_pruning_before_attaching(method: str, name: str) -> None:
         expected = expect(case, synapse, mask, "weight_orig", rule)
         assert max(relative_errors(gradients(model), expected).values()) <= 1e-9
         assert not layer.weight_orig.grad[mask == 0].any()
+
+
+OWN = ("input_weights", "recurrent_weights")
+
+
+def own_weights_masked(name: str, mask_it: Callable[[nn.Module, Tensor], str], after: bool = False) -> None:
+    """A weight that Norse's cell holds itself, masked before or after attaching."""
+    case = neuron_case("LIFRecurrentCell-autapses", "both")
+    model = CaseNet(case.net)
+    mask = random_mask(getattr(model.lif1, name).shape)
+    original = "" if after else mask_it(model.lif1, mask)
+    with attach(model, RULES["default"]):
+        original = original or mask_it(model.lif1, mask)
+        run_steps(model, case.xs, case.loss)
+    params = dict(case.net.params)
+    params[f"lif1.{original}"] = params.pop(f"lif1.{name}")
+    computed = {f"lif1.{name}": (lambda raw: raw * mask, (f"lif1.{original}",))}
+    expected = Oracle(Net(case.net.nodes, params, case.net.outputs, computed), RULES["default"])
+    errors = relative_errors(gradients(model), expected.run(case.xs, case.loss).grads)
+    assert max(errors.values()) <= 1e-9
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before attaching", "after attaching"])
+@pytest.mark.parametrize("name", OWN)
+def test_pruned_weights_of_a_neuron_of_norse(name: str, after: bool) -> None:
+    def prune_it(cell: nn.Module, mask: Tensor) -> str:
+        prune.custom_from_mask(cell, name, mask)
+        return f"{name}_orig"
+
+    own_weights_masked(name, prune_it, after)
+
+
+@pytest.mark.xfail(strict=True, reason="not recognised, and neither refused")
+@pytest.mark.parametrize("name", OWN)
+def test_parametrized_weights_of_a_neuron_of_norse_are_right_or_refused(name: str) -> None:
+    def parametrize_it(cell: nn.Module, mask: Tensor) -> str:
+        parametrize.register_parametrization(cell, name, Mask(mask))
+        return f"parametrizations.{name}.original"
+
+    with contextlib.suppress(AttachmentError):
+        own_weights_masked(name, parametrize_it)
+
+
+@pytest.mark.parametrize("name", ["Linear", "Conv2d", "recurrence"])
+def test_a_parametrization_that_comes_after_attaching(name: str) -> None:
+    build, synapse = PRUNED[name]
+    case = build()
+    model = CaseNet(case.net, hidden=case.hidden)
+    layer = layer_of(model, synapse)
+    mask = random_mask(layer.weight.shape)
+    with attach(model, RULES["default"]):
+        parametrize.register_parametrization(layer, "weight", Mask(mask))
+        run_steps(model, case.xs, case.loss)
+    expected = expect(case, synapse, mask, "parametrizations.weight.original", "default")
+    assert max(relative_errors(gradients(model), expected).values()) <= 1e-9
 
 
 def test_a_pruned_bias() -> None:

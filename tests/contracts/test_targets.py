@@ -238,6 +238,27 @@ def test_gradients_of_readouts_add_up_until_zero_grad():
     assert all(matrix.grad is None for matrix in learner.feedback.values())
 
 
+@pytest.mark.parametrize("kind", [
+    "Adam",
+    pytest.param("SGD", marks=pytest.mark.xfail(strict=True, reason="GradScaler does not unscale readouts")),
+])  # fmt: skip
+def test_a_gradient_scaler_changes_no_readout(kind):
+    found = []
+    for enabled in (False, True):
+        net = build(Deep)
+        learner = learner_of(net, "local", optimizer=OPTIMIZERS[kind](net.parameters()))
+        scaler = torch.amp.GradScaler("cpu", enabled=enabled)
+        for batch in range(2):
+            learner.zero_grad()
+            learner.set_target(labels(), scaler.get_scale())
+            for x in spikes(T, seed=batch):
+                scaler.scale(cross_entropy(net(x)[0], labels())).backward()
+            scaler.step(learner)
+            scaler.update()
+        found.append({**values(net), **{n: m.detach().clone() for n, m in learner.feedback.items()}})
+    assert_close(found[1], found[0], 1e-4)
+
+
 @pytest.mark.parametrize("signal", ["drtp", "local_random", "tess"])
 def test_other_matrices_stay_as_they_are(signal):
     net = build(Deep)
