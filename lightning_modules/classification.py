@@ -127,7 +127,7 @@ class SpikingClassifier(SpikingTask):
         read_weights = self._read_weights(lengths, num_steps, loss_weights)
         valid = valid_steps(lengths, num_steps)
         supervised = loss_weights.any(dim=1).tolist()
-        final = max(t for t in range(num_steps) if supervised[t])
+        last = self.last_supervised(supervised)
 
         learning = labels is not None and self.training
         # A supervised step has the same weight wherever it is.
@@ -138,7 +138,8 @@ class SpikingClassifier(SpikingTask):
             logits = self.network(frames[:, t])
             prediction = prediction + read_weights[t].unsqueeze(1) * logits.detach()
             if labels is not None and supervised[t]:
-                self.learn((self.criterion(logits, labels) * loss_weights[t]).mean(), last=t == final)
+                self.learn((self.criterion(logits, labels) * loss_weights[t]).mean(), last=t in last)
+            self.end_step(t)
         return (self.end_sequence() if labels is not None else None), prediction
 
     def _read_weights(self, lengths: Tensor, num_steps: int, loss_weights: Tensor) -> Tensor:

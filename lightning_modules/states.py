@@ -33,6 +33,28 @@ def reset_states(network: nn.Module) -> None:
                 break
 
 
+def detach_states(network: nn.Module) -> None:
+    """Cut every state below ``network`` from its graph and keep its value, as between windows of truncated BPTT.
+
+    A module that has a method ``detach_states`` does it itself; elsewhere states are the buffers that are left out of
+    the ``state_dict``, as in snnTorch.
+
+    Args:
+        network: Any module. Modules without states are left alone.
+    """
+    for module in network.modules():
+        detach = getattr(module, "detach_states", None)
+        if callable(detach):
+            detach()
+        elif _keeps_memories(module):
+            module.detach()  # type: ignore[operator]
+        else:
+            for name in getattr(module, "_non_persistent_buffers_set", ()):
+                state = module._buffers[name]
+                if state is not None:
+                    module._buffers[name] = state.detach()
+
+
 def hidden_buffer_names(network: nn.Module, prefix: str = "") -> list[str]:
     """Names of the buffers that hold a state of the running sequence.
 

@@ -92,6 +92,11 @@ class NorseLIFBox(nn.Module):
         """Forget the running sequence."""
         self._state = None
 
+    def detach_states(self) -> None:
+        """Cut the state from its graph and keep its value."""
+        if self._state is not None:
+            self._state = type(self._state)(*(value.detach() for value in self._state))
+
     def forward(self, current: Tensor) -> Tensor:
         """One time step: input current to spikes, same shape."""
         if self._state is not None and self._state[0].shape != current.shape and self._state[0].dim():
