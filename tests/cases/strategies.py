@@ -93,8 +93,8 @@ def moved_by_rounding(case: Case, rule: Rule, expected: Result, supervised: Sequ
 class NormWatch(Oracle):
     """The oracle, noting whether a norm ever had just two values to work on (as behind one neuron that spikes or not).
 
-    It turns those into constants, whatever they are: the exact gradient before it is zero but for eps, and what float32
-    finds is the rounding of large terms that cancel.
+    It turns those into constants, whatever they are: the exact gradient before it is zero but for eps, and what one finds
+    in any precision is the rounding of large terms that cancel.
     """
 
     two_values = False
@@ -109,6 +109,13 @@ class NormWatch(Oracle):
         return step
 
 
+def cancels(case: Case, rule: Rule) -> str | None:
+    """Why no precision knows a gradient of this network; None if it does."""
+    watch = NormWatch(case.net, rule)
+    watch.run(case.xs, None)
+    return "a norm over two values, which makes constants of them" if watch.two_values else None
+
+
 def beyond_float32(case: Case, rule: Rule, expected: Result, supervised: Sequence[bool] | None) -> str | None:
     """Why float32 cannot know the gradients of this network to 1e-5, whoever computes them; None if it can."""
     if rule.psi == "inverse_square":
@@ -119,10 +126,6 @@ def beyond_float32(case: Case, rule: Rule, expected: Result, supervised: Sequenc
     far = max(v.abs().max().item() for v in expected.membranes.values()) > 1
     if far and any(node.options.get("surrogate", "")[:1] == ("tanh",) for node in case.net.nodes):
         return "1 - tanh^2 cancels"
-    watch = NormWatch(case.net, rule)
-    watch.run(case.xs, None)
-    if watch.two_values:
-        return "a norm over two values, which makes constants of them"
     if sensitivity(case, rule, supervised, tries=3) >= 1e-6:
         return "a rounding of the weights already changes the exact gradients too much (terms that cancel)"
     if moved_by_rounding(case, rule, expected, supervised) >= 1e-6:
@@ -138,12 +141,13 @@ def check(
     last = None if last is None else min(last, steps)
     supervised = None if last is None else [t >= steps - last for t in range(steps)]
     expected = reference(case, rule, supervised=supervised)
-    if dtype == torch.float32:
+    reason = cancels(case, rule)
+    if reason is None and dtype == torch.float32:
         reason = beyond_float32(case, rule, expected, supervised)
-        if tally is not None:
-            tally[reason or "compared"] += 1
-        event(reason or "compared")
-        assume(reason is None)
+    if tally is not None:
+        tally[reason or "compared"] += 1
+    event(reason or "compared")
+    assume(reason is None)
     found = measure(case, rule, way=way, supervise_last=last, dtype=dtype)
     # a gradient that is zero but for rounding has no relative error
     for name, value in expected.grads.items():
