@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from torch.utils.data import DataLoader
 
 from .augment import Augmentation
-from .frames import Binning, bin_events
+from .frames import Binning, FrameStore, bin_events
 from .loading import EpochSampler, FrameDataset, pad_collate
 from .packed import PackedEvents
 
@@ -46,6 +47,8 @@ class EventFrameDataModule(pl.LightningDataModule, ABC):
         max_shift: Training samples are shifted at random by up to this many frame pixels.
         event_drop: Every event of a training sample is dropped with this probability.
         pin_memory: Use page-locked memory, which speeds up copies to a CUDA device.
+        flip: Left and right of a training sample are exchanged with this probability.
+        size: Height and width of a frame, onto which the sensor is scaled, instead of ``downsample``.
     """
 
     num_classes = 10
@@ -63,6 +66,8 @@ class EventFrameDataModule(pl.LightningDataModule, ABC):
         max_shift: int = 0,
         event_drop: float = 0.0,
         pin_memory: bool = False,
+        flip: float = 0.0,
+        size: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -72,8 +77,9 @@ class EventFrameDataModule(pl.LightningDataModule, ABC):
                 raise ValueError(f"{name} must not be negative, got {value}")
         if clip is not None and clip < 1:
             raise ValueError(f"clip must be at least 1 or None, got {clip}")
-        self.binning = Binning(num_steps, bin_us, downsample)
-        self.augmentation = Augmentation(max_shift, event_drop)
+        frame_size = None if size is None else (int(size[0]), int(size[-1]))
+        self.binning = Binning(num_steps, bin_us, downsample, frame_size)
+        self.augmentation = Augmentation(max_shift, event_drop, flip)
         self.clip = clip
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -103,9 +109,18 @@ class EventFrameDataModule(pl.LightningDataModule, ABC):
     def sensor_size(self) -> tuple[int, int]:
         """Height and width of the sensor."""
 
-    @abstractmethod
     def load_events(self) -> PackedEvents:
         """All recordings. Called by every process; expensive work belongs into a cache that `prepare_data` fills."""
+        raise NotImplementedError(f"{type(self).__name__} must define load_events or load_frames")
+
+    def load_frames(self) -> tuple[FrameStore, npt.NDArray[np.integer], dict[str, Any]]:
+        """Frames and labels of all samples, and facts for `report`. Sets that do not fit into memory override it."""
+        packed = self.load_events()
+        facts = {
+            "events_per_recording": round(len(packed.x) / max(len(packed), 1), 1),
+            "on_fraction": round(float(packed.polarities().mean()), 4) if len(packed.x) else float("nan"),
+        }
+        return bin_events(packed, self.binning, self.duration_us), packed.labels, facts
 
     @abstractmethod
     def split(self, labels: npt.NDArray[np.integer]) -> Split:
@@ -120,13 +135,12 @@ class EventFrameDataModule(pl.LightningDataModule, ABC):
         """Loads, bins and splits the recordings, once for all stages."""
         if self._datasets:
             return
-        packed = self.load_events()
-        store = bin_events(packed, self.binning, self.duration_us)
-        split = self.split(packed.labels)
+        store, labels, facts = self.load_frames()
+        split = self.split(labels)
         self._datasets = {
             part: FrameDataset(
                 store,
-                packed.labels,
+                labels,
                 split[part],
                 clip=self.clip,
                 augmentation=self.augmentation if part == "train" else None,
@@ -135,11 +149,8 @@ class EventFrameDataModule(pl.LightningDataModule, ABC):
             for part in PARTS
         }
         lengths = np.diff(store.offsets)
-        self._facts = {
-            "steps": (int(lengths.min()), int(lengths.max())) if len(lengths) else (0, 0),
-            "events_per_recording": round(len(packed.x) / max(len(packed), 1), 1),
-            "on_fraction": round(float(packed.polarities().mean()), 4) if len(packed.x) else float("nan"),
-        }
+        steps = (int(lengths.min()), int(lengths.max())) if len(lengths) else (0, 0)
+        self._facts = {"steps": steps, **facts}
 
     def dataset(self, part: str) -> FrameDataset:
         """The samples of "train", "val" or "test".
@@ -162,7 +173,7 @@ class EventFrameDataModule(pl.LightningDataModule, ABC):
             "step_us": self.binning.step_us(self.duration_us),
             "frame_shape": self.frame_shape,
             "clip": self.clip,
-            "augmentation": {"max_shift": self.augmentation.max_shift, "event_drop": self.augmentation.event_drop},
+            "augmentation": asdict(self.augmentation),
         }
 
     def train_dataloader(self) -> DataLoader[Any]:

@@ -52,3 +52,13 @@ def test_off_by_default(frames):
 def test_out_of_range_is_refused(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         Augmentation(**arguments)
+
+
+def test_flip_exchanges_left_and_right():
+    frames = np.random.default_rng(0).integers(0, 9, (3, 2, 4, 5)).astype(np.uint8)
+    random = np.random.default_rng(0)
+    np.testing.assert_array_equal(Augmentation(flip=1.0)(frames, random), frames[..., ::-1])
+    results = [np.array_equal(Augmentation(flip=0.5)(frames, random), frames) for _ in range(40)]
+    assert 5 < sum(results) < 35
+    with pytest.raises(ValueError, match="flip"):
+        Augmentation(flip=1.5)
