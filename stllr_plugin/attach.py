@@ -292,7 +292,12 @@ def _list_other_parameters(model: nn.Module, plan: Plan) -> None:
         if parametrize.is_parametrized(module):
             known.update(id(parameter) for parameter in module.parameters())
     for _, module, adapter in plan.neurons:
-        known.update(id(getattr(module, weight)) for weight in adapter.weight_names)
+        for weight in adapter.weight_names:
+            known.add(id(getattr(module, weight)))
+            if parametrize.is_parametrized(module, weight):
+                originals: nn.Module = module.parametrizations[weight]  # type: ignore[index, assignment]
+                known.update(id(parameter) for parameter in originals.parameters())
+            known.add(id(module._parameters.get(f"{weight}_orig")))  # torch's pruning
     plan.other_parameters = [
         name for name, parameter in model.named_parameters() if parameter.requires_grad and id(parameter) not in known
     ]

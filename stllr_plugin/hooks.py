@@ -6,6 +6,7 @@ otherwise the model runs as if nothing were attached. Those of synapses and neur
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -25,13 +26,15 @@ def eager(function: Callable[..., Any]) -> Callable[..., Any]:
     disabled: Callable[..., Any] | None = None
 
     @wraps(function)
-    def call(*args: Any) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal disabled
         if "torch._dynamo" not in sys.modules:
-            return function(*args)
+            return function(*args, **kwargs)
         if disabled is None:
             disabled = torch.compiler.disable(function)
-        return disabled(*args)
+            # Where a graph has broken just before, dynamo would compile this frame anew for each hook, up to its limit.
+            importlib.import_module("torch._dynamo.decorators").skip(call)
+        return disabled(*args, **kwargs)
 
     call._torchdynamo_disable = True  # type: ignore[attr-defined]  # the mark that it leaves
     return call

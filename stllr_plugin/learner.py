@@ -439,11 +439,13 @@ class STLLRLearner(OptimizerFacade):
         self._reset(None, ended_by_step=False, keep_target=keep_target)
 
     def _reset(self, mask: Tensor | None, ended_by_step: bool, keep_target: bool = False) -> None:
+        stream = None if self.running_stream is None else self.running_stream()
+        if stream is not None and mask is not None:
+            stream.refuse_single_samples()
         for neuron in self._neurons:
             neuron.reset(mask, ended_by_step)
         for kept in self._kept:
             kept.reset(mask)
-        stream = None if self.running_stream is None else self.running_stream()
         if stream is not None and mask is None:
             stream.restart()
         elif stream is not None and mask is not None:
@@ -462,7 +464,7 @@ class STLLRLearner(OptimizerFacade):
         """Whether the learning signal is made from the target, so that :meth:`set_target` must be called."""
         return self.signal.needs_target
 
-    def set_target(self, target: Tensor, scale: float | Tensor = 1.0) -> None:
+    def set_target(self, target: Tensor, scale: float | Tensor = 1.0, *, loss_scale: float = 1.0) -> None:
         """Gives the target of the sequence to come to the signals "drtp", "local", "local_random" and "tess".
 
         Call it before the first step of each sequence. :meth:`step` and :meth:`reset` forget it.
@@ -470,15 +472,15 @@ class STLLRLearner(OptimizerFacade):
         Args:
             target: Class numbers [B] (integers), or values [B, C] (floats).
             scale: What the signal of hidden layers is multiplied with, a number or one value per sample [B]. It is an
-                average over the batch, per step: pass 1/T for a loss that you divide by the number of steps, and
-                multiply with ``scaler.get_scale()`` where a GradScaler scales the loss.
+                average over the batch, per step: pass 1/T for a loss that you divide by the number of steps.
+            loss_scale: ``scaler.get_scale()`` where a GradScaler scales the loss, since it unscales all gradients.
 
         Raises:
             RuleError: If the learning signal uses no target, or it is of neither form.
         """
         if not isinstance(self.signal, TargetSignal):
             raise RuleError(f'learning_signal="{self.learning_signal}" uses no target; leave set_target() out.')
-        self.signal.set_target(torch.as_tensor(target), scale)
+        self.signal.set_target(torch.as_tensor(target), scale, loss_scale)
 
     def takes_sequences(self, name: str) -> bool:
         """Whether a neuron takes and returns [time, batch, ...] (with one time step per call)."""
@@ -516,6 +518,16 @@ class STLLRLearner(OptimizerFacade):
     def keeps_time(self) -> bool:
         """Whether the model takes and returns a time dimension, [1, batch, ...] at each step."""
         return bool(self._sequence_neurons or self._plan.lifts)
+
+    @property
+    def single_step_neurons(self) -> list[str]:
+        """Neurons that take one time step per call, in a model that takes whole sequences; those in a Lift aside."""
+        lifted = {id(child) for _, lift in self._plan.lifts for child in lift.modules()}
+        return [
+            neuron.name
+            for neuron in self._neurons
+            if self.keeps_time and neuron.name not in self._sequence_neurons and id(neuron.module) not in lifted
+        ]
 
     def reset_kept_states(self) -> None:
         """Resets the states that this model's neurons keep themselves, and nothing else."""

@@ -32,12 +32,12 @@ class Stream:
         model: Callable[..., Any],
     ) -> None:
         """See the class."""
-        self.state = state
+        self.state = _copied(state)
         self._learner = learner
         self._data = data
         self._lengths = lengths
         self._model = model
-        self._initial = state
+        self._initial = _copied(state)
         self._passes_state = "state" in inspect.signature(learner.model.forward).parameters
         self._memories: dict[str, dict[str, Any]] = {}
 
@@ -55,9 +55,13 @@ class Stream:
         """Runs the model on one time step after the other; yields its output at each, without the time dimension."""
         self.restart()
         self._begin()
-        self._learner.running_stream = weakref.ref(self)
-        for x in self._data:
-            yield self._step(x)
+        mine = self._learner.running_stream = weakref.ref(self)
+        try:
+            for x in self._data:
+                yield self._step(x)
+        finally:
+            if self._learner.running_stream is mine:
+                self._learner.running_stream = None
 
     def _begin(self) -> None:
         learner = self._learner
@@ -71,15 +75,11 @@ class Stream:
 
     def restart(self) -> None:
         """Goes back to the states of the beginning, as ``learner.reset()`` does for those that neurons keep."""
-        self.state = self._initial
+        self.state = _copied(self._initial)
         self._memories.clear()
 
-    def reset_samples(self, mask: Tensor) -> None:
-        """Resets the membranes that are kept here for neurons without a state, for the samples in ``mask`` [B].
-
-        Raises:
-            StateError: If the stream carries Norse's states, of which single samples cannot be reset.
-        """
+    def refuse_single_samples(self) -> None:
+        """Raises StateError if the stream carries Norse's states, of which single samples cannot be reset."""
         carried: list[Tensor] = []
         map_tensors((self.state, [memory.get("state") for memory in self._memories.values()]), _into(carried))
         if carried:
@@ -87,6 +87,9 @@ class Stream:
                 "reset(mask) cannot reset single samples of the Norse states that stream() carries. Carry the states "
                 "yourself (`output, state = model(x[t : t + 1], state)`), and change them there."
             )
+
+    def reset_samples(self, mask: Tensor) -> None:
+        """Resets the membranes that are kept here for neurons without a state, for the samples in ``mask`` [B]."""
         for memory in self._memories.values():
             for key, value in memory.items():
                 batch_first = value.transpose(0, 1) if value.dim() == 3 else value
@@ -125,6 +128,11 @@ class Stream:
         return map_tensors(output, without_time) if keeps_time else output
 
 
+def _copied(state: Any) -> Any:
+    """The same tensors in new containers, since Norse's SequentialState changes the list that it is given."""
+    return map_tensors(state, lambda tensor: tensor)
+
+
 def _into(tensors: list[Tensor]) -> Callable[[Tensor], Tensor]:
     def collect(tensor: Tensor) -> Tensor:
         tensors.append(tensor)
@@ -150,5 +158,12 @@ def make_stream(
         raise SequenceInputError(
             f"stream() takes the data, [time, batch, ...], and runs the attached model on it; found a "
             f"{type(data).__name__}."
+        )
+    if state is not None and lengths is not None:
+        raise SequenceInputError("stream(): lengths belong to a new sequence; with a state the running one goes on.")
+    if learner.single_step_neurons:
+        raise SequenceInputError(
+            f"stream(): neurons {learner.single_step_neurons} take one time step per call, but other modules of this "
+            "model take whole sequences. Use one kind throughout, or put these neurons into norse.torch.Lift."
         )
     return Stream(learner, data, state, lengths, learner.model if model is None else model)

@@ -214,9 +214,11 @@ class SpikingJellyAdapter(NeuronAdapter):
         node: Any = module
         if isinstance(module, neuron.ParametricLIFNode):
             return 1.0 - float(node.w.detach().sigmoid())
-        if isinstance(module, neuron.IFNode):
+        if isinstance(module, (neuron.IFNode, neuron.SimpleIFNode, neuron.HalfThresholdIFNode)):
             return 1.0
-        if isinstance(module, (neuron.LIFNode, neuron.SimpleLIFNode)):
+        if isinstance(module, neuron.CUBALIFNode):
+            return one_number(node.v_decay)
+        if isinstance(module, (neuron.LIFNode, neuron.SimpleLIFNode, neuron.ComplementaryLIFNode)):
             tau = one_number(node.tau)
             return None if tau is None else 1.0 - 1.0 / tau
         return None

@@ -49,7 +49,7 @@ class LocalReadouts(TargetSignal):
         """See the base class."""
         first = spikes[0][1]
         target = self.target_rows(outputs, first)
-        scale = self.scale_rows(first)
+        scale, loss_scale = self.scale_rows(first), self.loss_scale
         readouts = [(self.feedback.matrix(name, target.shape[1], y), y) for name, y in spikes]
         supervision, step = self.learner.supervision, self.learner.supervision.clock
 
@@ -59,7 +59,7 @@ class LocalReadouts(TargetSignal):
                 weight = matrix.detach().flatten(1).to(y.dtype)
                 y = y.flatten(1)
                 mistake = (torch.softmax(y @ weight.t(), 1) - target) * scale
-                deltas.append(mistake @ weight)
+                deltas.append(mistake @ weight * loss_scale)
                 counted = supervision.mask(mistake, step) if self.feedback.trained else None
                 if counted is not None:
                     gradient = (counted.t() @ y).reshape(matrix.shape).to(matrix.dtype)

@@ -33,10 +33,11 @@ class TargetSignal(DirectSignal):
         """See the base class."""
         super().__init__(learner, name, output_name, output, hidden, seed)
         self.scale: float | Tensor = 1.0
+        self.loss_scale = 1.0
         self._target: Tensor | None = None
 
-    def set_target(self, target: Tensor, scale: float | Tensor) -> None:
-        """Sets the target of the batch: class numbers [B] (integers), or values [B, C]; and a factor, or one a sample.
+    def set_target(self, target: Tensor, scale: float | Tensor, loss_scale: float) -> None:
+        """Sets the target of the batch: class numbers [B] (integers), or values [B, C]; a factor, or one a sample.
 
         Raises:
             RuleError: If a value has another form.
@@ -54,7 +55,7 @@ class TargetSignal(DirectSignal):
                     f"shape {tuple(scale.shape)}."
                 )
             scale = scale.detach().unsqueeze(1)
-        self._target, self.scale = target.detach(), scale
+        self._target, self.scale, self.loss_scale = target.detach(), scale, loss_scale
 
     def restart(self, *, keep_target: bool = False) -> None:
         """See the base class."""
@@ -99,7 +100,7 @@ class TargetProjection(TargetSignal):
         """See the base class."""
         first = spikes[0][1]
         target = self.target_rows(outputs, first)
-        scale = self.scale_rows(first)
+        scale = self.scale_rows(first) * self.loss_scale
         classes = target.shape[1]
         matrices = [self.feedback.matrix(name, classes, y).to(y.dtype) for name, y in spikes]
         return lambda error: [target @ matrix.flatten(1) * scale for matrix in matrices]

@@ -147,7 +147,7 @@ class NeuronSite:
         mode = None
         if self.own_weights:
             mode = OwnWeights(self.module, self.own_weights, self.tap.currents)
-            mode.__enter__()  # type: ignore[no-untyped-call]
+            mode.__enter__()
         self._open.append(_OpenStep(fresh, membrane, mode))
         self.tap.clear()
         self.tap.open = True
@@ -186,7 +186,7 @@ class NeuronSite:
         """Cleans up after a call that was cut off where torch runs no more hooks (Ctrl-C)."""
         for stale in self._open:
             if stale is not None and stale.mode is not None:
-                stale.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+                stale.mode.__exit__(None, None, None)
         self._open.clear()
 
     def after(self, output: Any) -> Any:
@@ -197,7 +197,7 @@ class NeuronSite:
         tap = self.tap
         tap.open = False
         if opened.mode is not None:
-            opened.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            opened.mode.__exit__(None, None, None)
         try:
             if output is None:
                 return None

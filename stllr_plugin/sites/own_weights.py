@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
+from stllr_plugin.hooks import eager
 from stllr_plugin.sites.synapse import OwnWeightSite
 
 
@@ -28,6 +30,18 @@ class OwnWeights(TorchFunctionMode):
         self.sites = sites
         self.currents = currents
 
+    def __enter__(self) -> Any:
+        """Starts; a parametrized weight is one tensor for as long as the call lasts, so that it can be recognised."""
+        self._cache = parametrize.cached()
+        self._cache.__enter__()
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        """Ends."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._cache.__exit__(*error)
+
+    @eager
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs every function as it is, but for ``linear`` on one of the weights."""
         if func is functional.linear and len(args) >= 2:

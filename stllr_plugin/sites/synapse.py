@@ -120,7 +120,8 @@ class ModuleSite(SynapseSite):
         self, learner: STLLRLearner, name: str, module: nn.Module, synapse: Synapse, rule: STLLRRule | None
     ) -> None:
         """See the class."""
-        self._open: list[tuple[Tensor, list[nn.Parameter]] | None] = []
+        # Per open call: the weight, its parameters, and what stands in for a weight that is no parameter.
+        self._open: list[tuple[Tensor, list[nn.Parameter], Tensor | None] | None] = []
         super().__init__(learner, name, rule)
         self.module = module
         self.synapse = synapse
@@ -148,16 +149,15 @@ class ModuleSite(SynapseSite):
                 self._give_back(*stale)
         self._open.clear()
 
-    def _give_back(self, weight: Tensor, parameters: list[nn.Parameter]) -> bool:
-        """Puts the weight back into the graph; returns whether it was out of it all the time."""
+    def _give_back(self, weight: Tensor, parameters: list[nn.Parameter], placed: Tensor | None) -> bool:
+        """Puts the weight back into the graph; returns whether the call used what stood in for it."""
         for parameter in parameters:
             parameter.requires_grad_(True)
         name = self.synapse.weight_name
         used = self.module.__dict__.get(name)
-        if used is None:
-            return True
-        self.module.__dict__[name] = weight
-        return not used.requires_grad
+        if used is not None:
+            self.module.__dict__[name] = weight
+        return used is placed
 
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Takes the weight out of the graph for the call that follows; returns other arguments if need be."""
@@ -172,9 +172,10 @@ class ModuleSite(SynapseSite):
         weight = getattr(self.module, name)
         for parameter in parameters:
             parameter.requires_grad_(False)
+        placed = None
         if name in self.module.__dict__:  # a hook that ran before has computed it: torch's pruning, old-style norms
-            self.module.__dict__[name] = weight.detach()
-        self._open.append((weight, parameters))
+            placed = self.module.__dict__[name] = weight.detach()
+        self._open.append((weight, parameters, placed))
         return self._without_past(args, kwargs)
 
     def _without_past(
@@ -217,7 +218,7 @@ class ModuleSite(SynapseSite):
                 f"The weight of synapse {self.name!r} was computed anew after the learner had taken it out of the "
                 "graph: pruning or an old-style norm was applied after attaching. Apply it first, then attach."
             )
-        weight, _ = opened
+        weight = opened[0]
         return self.tag(args[0] if args else kwargs[self.synapse.input_name], output, weight)
 
 

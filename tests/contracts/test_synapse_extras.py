@@ -154,7 +154,6 @@ def test_pruned_weights_of_a_neuron_of_norse(name: str, after: bool) -> None:
     own_weights_masked(name, prune_it, after)
 
 
-@pytest.mark.xfail(strict=True, reason="not recognised, and neither refused")
 @pytest.mark.parametrize("name", OWN)
 def test_parametrized_weights_of_a_neuron_of_norse_are_right_or_refused(name: str) -> None:
     def parametrize_it(cell: nn.Module, mask: Tensor) -> str:
@@ -281,7 +280,6 @@ def right_or_refused(run: Callable[[nn.Module, STLLRLearner], None], case: Case,
             assert max(relative_errors(gradients(model), expected).values()) <= 1e-9
 
 
-@pytest.mark.xfail(strict=True, reason="ends in torch's error about a second backward pass")
 @pytest.mark.parametrize("first_runs", [False, True], ids=["at once", "after a sequence"])
 def test_pruning_after_attaching_is_right_or_refused(first_runs: bool) -> None:
     case = neuron_case("Leaky-zero-now", "both")
