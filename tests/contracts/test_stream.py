@@ -278,3 +278,55 @@ def test_data_of_another_form(data, said):
         pytest.raises(SequenceInputError, match=said),
     ):
         next(iter(learner.stream(data)))
+
+
+def test_the_state_outlives_the_loop_and_the_update(x):
+    model = build("LIF")
+    with STLLRLearner(model, torch.optim.SGD(model.parameters(), 0.1), rule=RULE) as learner:
+        stream = learner.stream(x)
+        for output in stream:
+            (output**2).sum().backward()
+        learner.step()
+        assert isinstance(stream.state, list) and any(state is not None for state in stream.state)
+        learner.reset(torch.tensor([True, False, False]))  # no stream runs any more, so this is no reset within one
+
+
+def test_a_reset_within_a_stream_begins_anew(x):
+    model = build("LIF")
+    outputs = []
+    with STLLRLearner(model, rule=RULE) as learner:
+        for t, output in enumerate(learner.stream(torch.cat((x, x)))):
+            if t == T - 1:
+                learner.reset()
+            outputs.append(output.detach())
+    assert torch.allclose(torch.stack(outputs[:T]), torch.stack(outputs[T:]))
+
+
+def test_single_samples_of_norse_s_states_are_not_reset_and_nothing_is(x):
+    model = build("LIF")
+    with STLLRLearner(model, rule=RULE) as learner:
+        for t, _ in enumerate(learner.stream(x)):
+            if t == 2:
+                before = {edge: trace["pre"].clone() for edge, trace in learner.traces().items()}
+                with pytest.raises(StateError, match="Carry the states yourself"):
+                    learner.reset(torch.tensor([True, False, False]))
+                assert all(torch.equal(trace["pre"], before[edge]) for edge, trace in learner.traces().items())
+
+
+def test_lengths_belong_to_a_new_sequence(x):
+    model = build("LIF")
+    with STLLRLearner(model, rule=RULE) as learner:
+        stream = learner.stream(x)
+        for _ in stream:
+            pass
+        with pytest.raises(SequenceInputError, match="lengths belong to a new sequence"):
+            learner.stream(x, stream.state, lengths=torch.tensor([1, 2, 3]))
+
+
+def test_models_that_mix_both_kinds_of_neurons_are_refused(x):
+    model = nn.Sequential(nn.Linear(IN, 4), snn.StateLeaky(0.9, 4), nn.Linear(4, 2), snn.Leaky(0.9, init_hidden=True))
+    with (
+        STLLRLearner(model, rule=RULE) as learner,
+        pytest.raises(SequenceInputError, match=r"neurons \['3'\] take one time step per call"),
+    ):
+        learner.stream(x)
