@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from stllr_plugin.errors import StateError
 from tests.cases.case import Case, bias, generator, settle, spike_input, weight
 from tests.cases.drive import assert_equal, attach, gradients, measure, reference, relative_errors, run_steps
 from tests.cases.modules import CaseNet, as_sequential_state
@@ -102,6 +103,37 @@ def test_some_samples_begin_anew_within_a_stream(name: str) -> None:
                 learner.reset(mask)
                 oracle.reset(mask)
     assert_same(gradients(model), oracle.raw_grads())
+
+
+@pytest.mark.parametrize("name", ["LIF-sequence", "LIFCell-triangle"])
+def test_states_of_norse_in_a_stream_are_not_reset_by_samples(name: str) -> None:
+    """They are the stream's, which does not know where they begin; and nothing is reset before the error."""
+    case, rule = neuron_case(name, "spikes"), RULES["paper"]
+    expected = reference(case, rule)
+    model = CaseNet(case.net)
+    with attach(model, rule) as learner:
+        for t, outputs in enumerate(learner.stream(case.xs)):
+            case.loss(outputs, t).backward()
+            if t == 2:
+                with pytest.raises(StateError, match="Carry the states yourself"):
+                    learner.reset(torch.tensor([True, False]))
+    assert_same(gradients(model), expected.grads)
+
+
+@pytest.mark.parametrize("name", ["LIF-sequence", "LIFCell-triangle"])
+def test_the_state_is_there_after_the_loop(name: str) -> None:
+    """Also when the weights have been updated; a loop of the user's own is then no longer the stream's."""
+    case, rule = neuron_case(name, "spikes"), RULES["paper"]
+    model = CaseNet(case.net)
+    with attach(model, rule, optimizer=torch.optim.SGD(model.parameters(), lr=0.0)) as learner:
+        stream = learner.stream(case.xs)
+        for t, outputs in enumerate(stream):
+            case.loss(outputs, t).backward()
+        state = stream.state
+        learner.step()
+        assert stream.state is state and state is not None
+        run_steps(model, case.xs[:2], case.loss)
+        learner.reset(torch.tensor([True, False]))
 
 
 @pytest.mark.parametrize("name", NAMES)
