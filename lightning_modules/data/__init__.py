@@ -2,15 +2,23 @@
 
 from .augment import Augmentation
 from .cache import cache_root, cached_arrays
+from .cifar10_dvs import CIFAR10DVSDataModule
 from .datamodule import EventFrameDataModule
 from .digits import DigitSettings, generate_digit_events
+from .download import DownloadError
+from .dvs_gesture import DVSGestureDataModule
 from .event_camera import CameraSettings, EventCamera
 from .event_digits import EventDigits, EventDigitsDataModule, load_digit_events
 from .events import EVENT_DTYPE, EventDataError, check_events, make_events
+from .frame_cache import CacheError
 from .frames import Binning, FrameStore, bin_events
 from .loading import Batch, EpochSampler, FrameDataset, pad_collate
+from .ncaltech101 import NCaltech101DataModule
+from .ncars import NCARSDataModule
+from .nmnist import NMNISTDataModule
 from .nmnist_subset import NMNISTSubsetDataModule, read_nmnist_subset, write_nmnist_subset
 from .packed import PackedEvents
+from .recordings import RecordingsDataModule
 from .splits import stratified_split
 
 __all__ = [
@@ -18,8 +26,12 @@ __all__ = [
     "Augmentation",
     "Batch",
     "Binning",
+    "CIFAR10DVSDataModule",
+    "CacheError",
     "CameraSettings",
+    "DVSGestureDataModule",
     "DigitSettings",
+    "DownloadError",
     "EpochSampler",
     "EventCamera",
     "EventDataError",
@@ -28,8 +40,12 @@ __all__ = [
     "EventFrameDataModule",
     "FrameDataset",
     "FrameStore",
+    "NCARSDataModule",
+    "NCaltech101DataModule",
+    "NMNISTDataModule",
     "NMNISTSubsetDataModule",
     "PackedEvents",
+    "RecordingsDataModule",
     "bin_events",
     "cache_root",
     "cached_arrays",

@@ -109,9 +109,7 @@ def bin_events(packed: PackedEvents, binning: Binning, duration_us: int) -> Fram
         duration_us: Nominal duration of a recording, which ``num_steps`` alone divides.
     """
     if binning.own_duration:
-        each = [
-            count_events(packed.recording(i), binning, packed.sensor_size, duration_us) for i in range(len(packed))
-        ]
+        each = [count_events(packed.recording(i), binning, packed.sensor_size, duration_us) for i in range(len(packed))]
         lengths = np.array([len(one) for one in each], dtype=np.int64)
         empty = np.zeros((0, 2, *binning.frame_size(packed.sensor_size)), np.uint8)
         return FrameStore(np.concatenate([*each, empty]), np.concatenate(([0], np.cumsum(lengths))))

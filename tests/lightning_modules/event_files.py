@@ -161,16 +161,17 @@ def write_cifar10_dvs(folder, each=10, form="aedat"):
     return folder
 
 
-def write_dvs_gesture(folder, users=(1, 2, 3, 4), test_users=(24,), gesture_us=3_200_000, classes=11):
+def write_dvs_gesture(folder, users=(1, 2, 3, 4), test_users=(24,), gesture_us=3_200_000, shorten_us=0):
     """IBM's layout: one AEDAT 3.1 recording with its table of labels per user and light, and the lists of trials."""
     lists = {"train": [], "test": []}
     for user in (*users, *test_users):
         name = f"user{user:02d}_led"
         rows, parts, t = ["class,startTime_usec,endTime_usec"], [], 7_000_000
-        for label in range(1, classes + 1):
-            parts.append(random_events([user, label], 120, 128, 128, gesture_us, start_us=t))
-            rows.append(f"{label},{t},{t + gesture_us}")
-            t += gesture_us + 500_000
+        for label in range(1, 12):
+            duration = gesture_us - shorten_us * label
+            parts.append(random_events([user, label], 120, 128, 128, duration, start_us=t))
+            rows.append(f"{label},{t},{t + duration}")
+            t += duration + 500_000
         write(folder / f"{name}.aedat", aedat3(np.concatenate(parts), 200))
         write(folder / f"{name}_labels.csv", ("\n".join(rows) + "\n").encode())
         lists["test" if user in test_users else "train"].append(f"{name}.aedat")
@@ -179,12 +180,12 @@ def write_dvs_gesture(folder, users=(1, 2, 3, 4), test_users=(24,), gesture_us=3
     return folder
 
 
-def write_dvs_gesture_npy(folder, users=(1, 2, 3, 4), test_users=(24,), gesture_us=3_200_000, classes=11):
+def write_dvs_gesture_npy(folder, users=(1, 2, 3, 4), test_users=(24,), gesture_us=3_200_000, shorten_us=0):
     """tonic's layout: one array of x, y, p and milliseconds for each gesture."""
     for user in (*users, *test_users):
         part = "ibmGestureTest" if user in test_users else "ibmGestureTrain"
-        for label in range(classes):
-            x, y, t, p = columns(random_events([user, label], 120, 128, 128, gesture_us))
+        for label in range(11):
+            x, y, t, p = columns(random_events([user, label], 120, 128, 128, gesture_us - shorten_us * label))
             path = folder / part / f"user{user:02d}_led" / f"{label}.npy"
             path.parent.mkdir(parents=True, exist_ok=True)
             np.save(path, np.stack((x, y, p, t // 1000), axis=1).astype(float))
