@@ -155,7 +155,9 @@ def test_signals_of_the_target(name: str, signal: str) -> None:
         Target(labels_for(case), torch.linspace(0.5, 2.0, batch, dtype=torch.float64)),
         Target(values),
     ]
-    for (rule, way), target in zip(FOUR, targets, strict=True):
+    # the rule does not know where delta comes from, and a readout gives the same delta whether it is trained or not
+    few = {"local": 4, "local_random": 1}.get(signal, 2)
+    for (rule, way), target in zip(FOUR[:few], targets[:few], strict=True):
         compare(name, rule, way, signal, target)
 
 
@@ -180,8 +182,8 @@ def test_direct_signals_of_the_last_steps(name: str, signal: str) -> None:
 
 
 @pytest.mark.parametrize("supervise_last", [None, 2])
-@pytest.mark.parametrize("signal", [*OF_ERROR, *OF_TARGET])
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("signal", ["dfa", "drtp", "local", "tess"])
+@pytest.mark.parametrize("name", SOME[1:])
 def test_direct_signals_and_lengths(name: str, signal: str, supervise_last: int | None) -> None:
     """Samples that have ended teach nothing, readouts neither; B stays the size of the batch."""
     case = CASES[name][0]()
