@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from lightning_modules.callbacks import FiringRates, History, PeakMemory, Throughput
     from lightning_modules.classification import SpikingClassifier
     from lightning_modules.memory import PeakMemoryMeter, measure_peak_memory
-    from lightning_modules.networks import RecurrentSNN, SpikingConvNet, SpikingMLP
+    from lightning_modules.networks import RecurrentSNN, SpikingConvNet, SpikingMLP, TimescaleSNN
+    from lightning_modules.step_classification import SpikingStepClassifier
 
 _HOMES = {
     "FiringRates": "callbacks",
@@ -24,8 +25,10 @@ _HOMES = {
     "SpikingClassifier": "classification",
     "SpikingConvNet": "networks",
     "SpikingMLP": "networks",
+    "SpikingStepClassifier": "step_classification",
     "SpikingTask": "base",
     "Throughput": "callbacks",
+    "TimescaleSNN": "networks",
     "measure_peak_memory": "memory",
 }
 
@@ -38,8 +41,10 @@ __all__ = [
     "SpikingClassifier",
     "SpikingConvNet",
     "SpikingMLP",
+    "SpikingStepClassifier",
     "SpikingTask",
     "Throughput",
+    "TimescaleSNN",
     "measure_peak_memory",
 ]
 

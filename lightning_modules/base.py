@@ -51,10 +51,10 @@ class SpikingTask(LightningModule):
     ``accumulate_grad_batches`` and the like; the graph of the supervised steps is kept. Both give the same
     gradients. "bptt" always uses "automatic".
 
-    **Updates within a sequence.** With ``update_every=n`` the weights are updated after every n time steps, at the steps
-    n, 2n, ... and at the end, while membranes and traces go on: an online rule then learns before a long sequence is
-    over. "bptt" becomes truncated backpropagation through time with windows of n steps, whose memory is that of one
-    window. Windows without a loss update nothing. ``trainer.global_step`` counts every update.
+    **Updates within a sequence.** With ``update_every=n`` the weights are updated after every n time steps and at the
+    end, while membranes and traces go on: an online rule then learns before a long sequence is over. "bptt" becomes
+    truncated backpropagation through time with windows of n steps, whose memory is that of one window. Windows without
+    a loss update nothing. ``trainer.global_step`` counts every update.
 
     **Hidden states** are reset at the start and end of every batch of training, validation, testing and prediction (the
     sanity check included), those of this network only.

@@ -18,7 +18,8 @@ from lightning.pytorch.utilities import rank_zero_info
 import lightning_modules.callbacks
 import lightning_modules.classification
 import lightning_modules.data
-import lightning_modules.networks  # noqa: F401
+import lightning_modules.networks
+import lightning_modules.step_classification  # noqa: F401
 from lightning_modules.base import SpikingTask
 from lightning_modules.cli_texts import explain, our_error
 

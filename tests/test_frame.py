@@ -55,10 +55,10 @@ def test_torch_is_the_only_core_dependency():
 
 def test_extras():
     extras = PYPROJECT["project"]["optional-dependencies"]
-    assert set(extras) == {"snntorch", "norse", "spikingjelly", "lightning", "data", "all", "dev"}
+    assert set(extras) == {"snntorch", "norse", "spikingjelly", "lightning", "data", "vision", "all", "dev"}
     for name in ("snntorch", "norse", "spikingjelly", "lightning"):
         assert name in map(requirement_name, extras[name])
-    assert extras["all"] == ["stllr-plugin[snntorch,norse,lightning,data]"]
+    assert extras["all"] == ["stllr-plugin[snntorch,norse,lightning,data,vision]"]
     assert {"stllr-plugin[all]", "stllr-plugin[spikingjelly]"} <= set(extras["dev"])
 
 

@@ -3,5 +3,6 @@
 from lightning_modules.networks.conv import SpikingConvNet
 from lightning_modules.networks.mlp import SpikingMLP
 from lightning_modules.networks.recurrent import RecurrentSNN
+from lightning_modules.networks.timescales import TimescaleSNN
 
-__all__ = ["RecurrentSNN", "SpikingConvNet", "SpikingMLP"]
+__all__ = ["RecurrentSNN", "SpikingConvNet", "SpikingMLP", "TimescaleSNN"]

@@ -22,6 +22,8 @@ class RecurrentSNN(nn.Module):
         readout_beta: Decay of the readout's membranes.
         gain: Factor on the initial input weights.
         recurrent_gain: Factor on the initial recurrent weights.
+        weight_standardization: Standardise the input and the recurrent weights; the two gains are then the initial ones
+            of the learned gains.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class RecurrentSNN(nn.Module):
         readout_beta: float = 0.99,
         gain: float = 1.0,
         recurrent_gain: float = 0.3,
+        weight_standardization: bool = False,
     ) -> None:
         super().__init__()
         self.flatten = nn.Flatten()
@@ -48,8 +51,8 @@ class RecurrentSNN(nn.Module):
             spike_grad=make_surrogate(surrogate, slope),
             init_hidden=True,
         )
-        initialise(self.fc1, gain)
-        initialise(self.lif1.recurrent, recurrent_gain)
+        initialise(self.fc1, gain, weight_standardization)
+        initialise(self.lif1.recurrent, recurrent_gain, weight_standardization)
         self.readout = make_readout("leaky", hidden, num_classes, readout_beta)
 
     def forward(self, frame: Tensor) -> Tensor:

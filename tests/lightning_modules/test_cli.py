@@ -12,6 +12,7 @@ import lightning_modules
 from lightning_modules import SpikingClassifier
 from lightning_modules.cli import OVERVIEW, main
 from lightning_modules.cli_texts import accepted_options, did_you_mean, explain, shorten_help
+from tests.lightning_modules.small_data import options_for
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 QUICKSTART = str(CONFIGS / "quickstart.yaml")
@@ -26,7 +27,10 @@ QUIET = [
 ]
 
 
-def data_options(config, nmnist_file):
+def data_options(config, nmnist_file, folder, monkeypatch):
+    small = options_for(config, folder, monkeypatch)
+    if small is not None:
+        return small
     name = yaml.safe_load(Path(config).read_text())["data"]["class_path"]
     if name == "NMNISTSubsetDataModule":
         sizes = {"train_size": 60, "val_size": 20, "test_size": 20}
@@ -36,8 +40,8 @@ def data_options(config, nmnist_file):
 
 
 @pytest.mark.parametrize("config", ALL, ids=lambda path: path.stem)
-def test_every_yaml_trains_for_two_batches(config, small_digits, nmnist_file, tmp_path):
-    options = data_options(config, nmnist_file)
+def test_every_yaml_trains_for_two_batches(config, small_digits, nmnist_file, tmp_path, monkeypatch):
+    options = data_options(config, nmnist_file, tmp_path, monkeypatch)
     assert main(["fit", "--config", str(config), *options, "--trainer.fast_dev_run=2", *QUIET]) == 0
 
 

@@ -1,0 +1,137 @@
+"""What the data modules of recordings that are no camera events share: loaders, seeds, the report."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .loading import EpochSampler, pad_collate
+
+PARTS = ("train", "val", "test")
+
+
+class SequenceDataModule(pl.LightningDataModule, ABC):
+    """Labelled sequences; batches are ``(frames [B, T, ...] float32, lengths [B] int64, labels)``, batch first.
+
+    A subclass says what there is (`load_datasets`) and what it is called. Training samples come in an order that
+    depends on the seed and the epoch alone; data sets are asked for ``(position, epoch)`` in training, so that
+    an augmentation can be seeded by both, and for a plain position elsewhere.
+
+    Args:
+        batch_size: Samples of a batch.
+        num_workers: Processes that load batches.
+        seed: Seed of the order of the training samples and of the augmentation. Default: that of Lightning's
+            ``seed_everything``, or 0 where it was not called.
+        split_seed: Seed of the validation part. Leave it alone when the seed changes.
+        pin_memory: Use page-locked memory, which speeds up copies to a CUDA device.
+    """
+
+    num_classes: int
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int | None = None,
+        split_seed: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        for name, value in (("num_workers", num_workers), ("seed", seed or 0), ("split_seed", split_seed)):
+            if value < 0:
+                raise ValueError(f"{name} must not be negative, got {value}")
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self.split_seed = split_seed
+        self.pin_memory = pin_memory
+        self._datasets: Mapping[str, Dataset[Any]] = {}
+
+    @property
+    @abstractmethod
+    def dataset_name(self) -> str:
+        """Name of the recordings, as results should call them."""
+
+    @property
+    @abstractmethod
+    def split_name(self) -> str:
+        """Name of the split, as results should call it. Known after `setup`."""
+
+    @abstractmethod
+    def load_datasets(self) -> Mapping[str, Dataset[Any]]:
+        """The samples of "train", "val" and "test"."""
+
+    @property
+    def collate(self) -> Callable[[Sequence[Any]], tuple[Tensor, Tensor, Tensor]]:
+        """Makes a batch of samples."""
+        return pad_collate
+
+    def setup(self, stage: str | None = None) -> None:
+        """Loads and splits the recordings, once for all stages."""
+        if not self._datasets:
+            self._datasets = self.load_datasets()
+
+    def dataset(self, part: str) -> Any:
+        """The samples of "train", "val" or "test".
+
+        Raises:
+            RuntimeError: `setup` has not been called.
+        """
+        if not self._datasets:
+            raise RuntimeError(f"call {type(self).__name__}.setup() first (a Lightning Trainer does)")
+        return self._datasets[part]
+
+    def report(self) -> dict[str, Any]:
+        """Facts to print beside a result: names of data set and split, sizes of its parts, the frames' shape."""
+        sizes = {part: len(self.dataset(part)) for part in PARTS}
+        shape = tuple(self.dataset("train")[0][0].shape[1:]) if sizes["train"] else ()
+        return {"dataset": self.dataset_name, "split": self.split_name, **sizes, "frame_shape": shape}
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled by `EpochSampler`; augmented."""
+        return self._loader("train", EpochSampler(len(self.dataset("train")), self.seed))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """In order, as recorded."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """In order, as recorded."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """The test samples."""
+        return self._loader("test")
+
+    def _loader(self, part: str, sampler: EpochSampler | None = None) -> DataLoader[Any]:
+        return DataLoader(
+            self.dataset(part),
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=self.collate,
+            pin_memory=self.pin_memory,
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+def pad_collate_steps(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Makes a batch of sequences with a label at every step; padding has frames of zeros and labels of -1.
+
+    Returns:
+        Frames ``[B, T, ...]`` with T the largest length of the batch, lengths ``[B]`` and labels ``[B, T]``.
+    """
+    frames, lengths, _ = pad_collate([(one, 0) for one, _ in samples])
+    labels = torch.full(frames.shape[:2], -1, dtype=torch.int64)
+    for row, (_, own) in zip(labels, samples, strict=True):
+        row[: len(own)] = own
+    return frames, lengths, labels
