@@ -117,6 +117,11 @@ _CHARGE: dict[type, Charge] = {
 # Why others have no form of the rule, by class name.
 _OWN_ONLINE = "it brings an online rule of its own, which would act on top of this one; use"
 _ALL_AT_ONCE = "it computes all time steps in one call; use LIFNode"
+_RATE = "its gradient is that of a rate over the whole sequence; use IFNode or LIFNode"
+_FEW = "made for converted networks, it spreads one value over several steps; use IFNode"
+_POPULATION = "made for decoding populations in reinforcement learning, it takes all time steps in one call; use"
+_NOISY = "made for exploration in reinforcement learning, it draws noise for all time steps of one call; use"
+_SILENT = "it takes all time steps in one call; for a readout use LIFNode with a threshold that it never reaches"
 _REFUSED: dict[str, str] = {
     "OTTTLIFNode": f'{_OWN_ONLINE} LIFNode with the same settings and rule="ottt" (lambda_pre = 1 - 1/tau)',
     "SLTTLIFNode": f'{_OWN_ONLINE} LIFNode with the same settings and rule="sltt"',
@@ -136,6 +141,22 @@ _REFUSED: dict[str, str] = {
     "MaskedPSN": "its membrane is a learned sum over past inputs, whose weights have no eligibility; use LIFNode",
     "SlidingPSN": "its membrane is a learned sum over past inputs, whose weights have no eligibility; use LIFNode",
     "GatedLIFNode": _ALL_AT_ONCE,
+    "DSRIFNode": _RATE,
+    "DSRLIFNode": _RATE,
+    "FewSpikeNode": _FEW,
+    "HGNode": _FEW,
+    "OutlierAwareThresholdNode": _FEW,
+    "STBIFNode": "made for converted networks, it fires in both directions; use IFNode",
+    "FlexSN": "its step is any function, whose membrane is not known; derive from SimpleBaseNode",
+    "ILCIFNode": f"{_POPULATION} IFNode",
+    "ILCLIFNode": f"{_POPULATION} LIFNode",
+    "ILCCUBALIFNode": f"{_POPULATION} CUBALIFNode",
+    "NoisyCUBALIFNode": f"{_NOISY} CUBALIFNode",
+    "NoisyILCCUBALIFNode": f"{_NOISY} CUBALIFNode",
+    "NoisyNonSpikingIFNode": f"{_NOISY} IFNode",
+    "NonSpikingBaseNode": _SILENT,
+    "NonSpikingIFNode": _SILENT,
+    "NonSpikingLIFNode": _SILENT,
     "DropConnectLinear": "its weight is drawn anew for each sequence; use nn.Linear, with layer.Dropout before it",
     "WSLinear": "it standardises its weight within the call; use nn.Linear with torch.nn.utils.parametrizations",
     "WSConv2d": "it standardises its weight within the call; use nn.Conv2d with torch.nn.utils.parametrizations",
