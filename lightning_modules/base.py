@@ -22,12 +22,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_modules.callbacks import FiringRates, PeakMemory, Throughput
+from lightning_modules.callbacks import FiringRates, ManualOptions, PeakMemory, Throughput
 from lightning_modules.rules import learning_rules
 from lightning_modules.states import detach_states, hidden_buffer_names, reset_states
 from stllr_plugin import STLLRLearner, STLLRRule
@@ -47,9 +48,9 @@ class SpikingTask(LightningModule):
 
     **Loops.** "online" calls ``backward`` in each supervised step and updates the weights once per batch; memory
     does not grow with the number of time steps (manual optimisation in Lightning's terms). "automatic" sums the
-    loss over the steps and calls ``backward`` once at the end (automatic optimisation), which allows
-    ``accumulate_grad_batches`` and the like; the graph of the supervised steps is kept. Both give the same
-    gradients. "bptt" always uses "automatic".
+    loss over the steps and calls ``backward`` once at the end (automatic optimisation); the graph of the supervised
+    steps is kept. Both give the same gradients, and heed the trainer's ``accumulate_grad_batches``,
+    ``gradient_clip_val`` and ``precision``. "bptt" always uses "automatic".
 
     **Updates within a sequence.** With ``update_every=n`` the weights are updated after every n time steps and at the
     end, while membranes and traces go on: an online rule then learns before a long sequence is over. "bptt" becomes
@@ -92,8 +93,8 @@ class SpikingTask(LightningModule):
         optimizer: Makes the optimizer from the parameters. In YAML a ``class_path`` with ``init_args``.
         lr_scheduler: Makes the learning rate scheduler from the optimizer; none if left out.
         lr_interval: Step the scheduler once an "epoch" or once a "step" of the optimizer.
-        gradient_clip: Largest norm of the gradient over all parameters; no clipping if left out. Works in both loops
-            (``Trainer(gradient_clip_val=...)`` is for automatic optimisation alone).
+        gradient_clip: Largest norm of the gradient over all parameters; no clipping if left out. The same as
+            ``Trainer(gradient_clip_val=...)``, which works in both loops too.
     """
 
     def __init__(
@@ -197,7 +198,15 @@ class SpikingTask(LightningModule):
     def configure_callbacks(self) -> list[Callback]:
         """Firing rates, peak memory and samples per second are logged unless the trainer has such callbacks."""
         present = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
-        return [callback() for callback in (FiringRates, PeakMemory, Throughput) if callback not in present]
+        callbacks: list[Callback] = [kind() for kind in (FiringRates, PeakMemory, Throughput) if kind not in present]
+        if not self.automatic_optimization and self.trainer.state.fn == TrainerFn.FITTING:
+            if self.update_every is not None and self.trainer.accumulate_grad_batches != 1:
+                raise ValueError(
+                    f"update_every={self.update_every} makes several updates per batch and accumulate_grad_batches="
+                    f"{self.trainer.accumulate_grad_batches} one update per several batches; leave one of them out."
+                )
+            callbacks.append(ManualOptions(self.trainer))
+        return callbacks
 
     def setup(self, stage: str) -> None:
         """Keep hidden states out of DDP's broadcast (before the strategy wraps the module)."""
@@ -241,7 +250,7 @@ class SpikingTask(LightningModule):
             self.learner.reset(num_steps=num_steps, lengths=lengths)
             if target is not None and self.learner.needs_target:
                 self.set_target(target, scale)
-        if self._online:
+        if self._online and self.trainer.fit_loop.batch_idx % self.trainer.accumulate_grad_batches == 0:
             self._optimizer().zero_grad()
 
     def set_target(self, target: Tensor, scale: float | Tensor = 1.0) -> None:
@@ -253,7 +262,8 @@ class SpikingTask(LightningModule):
         """
         assert self.learner is not None
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        self.learner.set_target(target, scale if scaler is None else scale * scaler.get_scale())
+        loss_scale = 1.0 if scaler is None else scaler.get_scale()
+        self.learner.set_target(target, scale, loss_scale=loss_scale / self.trainer.accumulate_grad_batches)
 
     def learn(self, loss: Tensor, *, last: bool) -> None:
         """Take in the loss of one supervised time step: backward at once, or add to the loss of the sequence.
@@ -267,8 +277,8 @@ class SpikingTask(LightningModule):
             window = loss if self.rule is None else loss.detach()
             self._window = window if self._window is None else self._window + window
         if self._online and self.rule is not None:
-            with nullcontext() if last else self._no_gradient_sync():
-                self.manual_backward(loss)
+            with nullcontext() if last and self._completes_update() else self._no_gradient_sync():
+                self.manual_backward(loss / self.trainer.accumulate_grad_batches)
         if self._online:
             loss = loss.detach()
         self._loss = loss if self._loss is None else self._loss + loss
@@ -300,6 +310,8 @@ class SpikingTask(LightningModule):
             optimizer = self._optimizer()
             if self.rule is None:
                 self.manual_backward(window)
+            if not self._completes_update():
+                return
             optimizer.step()
             if self.update_every is not None:
                 optimizer.zero_grad()
@@ -307,6 +319,11 @@ class SpikingTask(LightningModule):
                 self._step_lr_schedulers()
         if self.rule is None:
             detach_states(self.network)
+
+    def _completes_update(self) -> bool:
+        """Whether this is the last of the batches whose gradients are accumulated for one update (online loop)."""
+        done = self.trainer.fit_loop.batch_idx + 1
+        return done % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch
 
     def _reset(self) -> None:
         reset_states(self.network)
@@ -324,6 +341,8 @@ class SpikingTask(LightningModule):
         """Clip the gradient. Here because both loops pass here, after mixed precision has unscaled the gradients."""
         if self.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.parameters(), self.gradient_clip)
+        if not self.automatic_optimization:  # there Lightning does it
+            self.clip_gradients(optimizer, self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Let go of the states, which with "bptt" hold the graph of the sequence; say once what is trained how."""
