@@ -114,7 +114,7 @@ class Cochlea:
         length = -(-int((len(sound) / rate + _TAIL_S) * _ENVELOPE_HZ) // 128) * 128
         spectrum = fft.rfft(sound, length * rate // _ENVELOPE_HZ)
         bins, response = _bank(self, length, len(spectrum))
-        band = fft.ifft(spectrum[bins] * response, axis=1)
+        band = fft.ifft(spectrum[bins] * response, axis=1) * (2 * _ENVELOPE_HZ / rate)
         used = int((len(sound) / rate + _TAIL_S) * _STEP_HZ)
         amplitude: npt.NDArray[np.float64] = np.abs(band).reshape(self.channels, -1, _ENVELOPE_HZ // _STEP_HZ).mean(2)
         return amplitude[:, :used]

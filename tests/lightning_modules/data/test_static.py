@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-pytest.importorskip("torchvision", reason="torchvision is not installed")
-
 from lightning_modules.data import CIFAR10DataModule, CIFAR100DataModule, EventDataError
 from tests.lightning_modules.small_data import write_cifar
+
+pytest.importorskip("torchvision", reason="torchvision is not installed")
 
 MODULES = {"CIFAR10": CIFAR10DataModule, "CIFAR100": CIFAR100DataModule}
 IMAGES = {"CIFAR10": 100, "CIFAR100": 20}  # five training files and one
