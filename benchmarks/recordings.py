@@ -135,15 +135,16 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--validate", action="store_true", help="validation accuracy alone; the test is not touched")
     parser.add_argument("--no-memory", action="store_true", help="do not measure the memory of a batch")
     parser.add_argument("--output", type=Path, help="file for the table, besides the terminal")
-    parser.add_argument("options", nargs="*", metavar="-- OPTIONS", help="more options of stllr fit")
-    arguments = parser.parse_args(args)
+    given = list(sys.argv[1:] if args is None else args)
+    split = given.index("--") if "--" in given else len(given)
+    arguments = parser.parse_args(given[:split])
     data = arguments.data or TASKS[arguments.task][1]
     if not data.exists():
         print(f"Skipped: there is no {data} (recordings for {arguments.task}).")
         return 0
     torch.set_num_threads(arguments.threads)
     quiet()
-    task = Task(arguments.task, data, tuple(arguments.options))
+    task = Task(arguments.task, data, tuple(given[split + 1 :]))
     results: dict[str, Result] = {}
     with tempfile.TemporaryDirectory() as folder:
         for algorithm in arguments.algorithms:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.lightning_modules.small_data import write_ecg
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -57,3 +59,37 @@ def test_benchmark_runs(monkeypatch, capsys, nmnist_file, tmp_path):
     monkeypatch.setattr(sys, "argv", ["x", str(nmnist_file), "--seeds", "0", "--epochs", "1", "--output", str(table)])
     assert benchmark.main() == 0
     assert table.read_text().count("\n") == 5
+
+
+def test_recordings_table():
+    benchmark = load(ROOT / "benchmarks" / "recordings.py")
+    results = {
+        "bptt": benchmark.Result([0.95, 0.95], [0.90, 0.92], [60.0, 50.0], 44_000_000),
+        "stllr": benchmark.Result([0.95], [], [60.0]),
+    }
+    lines = benchmark.table(results, epochs=8).splitlines()
+    assert "8 epochs" in lines[0]
+    assert lines[2] == "| BPTT | **91.0%** ± 1.4 | 90.0% / 92.0% | 95.0% ± 0.0 | 55 | 44 MB |"
+    assert lines[3] == "| S-TLLR |  |  | 95.0% ± 0.0 | 60 |  |"
+
+
+def test_recordings_without_data_says_so(capsys, tmp_path):
+    benchmark = load(ROOT / "benchmarks" / "recordings.py")
+    assert benchmark.main(["fsdd", str(tmp_path / "none.npz")]) == 0
+    assert capsys.readouterr().out.startswith("Skipped: there is no")
+
+
+@pytest.mark.parametrize("validate", [True, False])
+def test_recordings_run(validate, monkeypatch, capsys, tmp_path):
+    """One epoch on small recordings; with --validate the test recordings stay untouched."""
+    benchmark = load(ROOT / "benchmarks" / "recordings.py")
+    monkeypatch.setattr(benchmark, "measure_peak_memory", lambda *args: 1_000_000)
+    data = write_ecg(tmp_path / "ecg.npz", recordings=24, steps=60)
+    arguments = ["qtdb", str(data), "--seeds", "0", "--epochs", "1", "--algorithms", "stllr", "--output"]
+    arguments += [str(tmp_path / "table.md"), *(["--validate"] if validate else [])]
+    options = ["--", "--data.max_skip=5", "--model.update_every=20", "--trainer.accelerator=cpu"]
+    assert benchmark.main([*arguments, *options]) == 0
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert len(lines) == 3 and lines[2].startswith("| S-TLLR |  |" if validate else "| S-TLLR | **")
+    said = capsys.readouterr()
+    assert "validation" in said.err and ("test" in said.err) != validate
