@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_modules import RecurrentSNN, SpikingConvNet, SpikingMLP
+from lightning_modules import RecurrentSNN, SpikingConvNet, SpikingMLP, TimescaleSNN
 from lightning_modules.networks.blocks import make_neuron, make_readout, make_surrogate
 from lightning_modules.states import spikes_of, spiking_modules
 
@@ -19,6 +19,9 @@ NETWORKS = {
     "mlp": lambda: SpikingMLP(hidden=(50, 40)),
     "mlp, norse": lambda: SpikingMLP(hidden=(50,), neuron="norse_lifbox", readout="leaky"),
     "recurrent": lambda: RecurrentSNN(in_features=2 * 34 * 34, hidden=60, num_classes=10),
+    "recurrent, standardised": lambda: RecurrentSNN(2 * 34 * 34, 60, 10, weight_standardization=True),
+    "timescales": lambda: TimescaleSNN(2 * 34 * 34, 60, (0.5, 0.9, 0.97), 10, gain=4.0),
+    "timescales, feed-forward": lambda: TimescaleSNN(2 * 34 * 34, 60, (0.5, 0.9), 10, recurrent=False),
 }
 
 
