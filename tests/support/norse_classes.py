@@ -57,6 +57,7 @@ FREED = {
     "per-step backward": "Norse makes the weights, with their graph, once per optimizer step, so that a second "
     "backward pass fails, attached or not",
     "DDP": "as DDP is tested with a backward pass at each step",
+    "torch.compile": "attached, it raises an error about donated buffers",
     "deepcopy": "Norse keeps the weights with their graph, which `copy.deepcopy` refuses, attached or not",
 }
 SAME_STEP = "no synapse of the rule: its parameters get the gradient of the same step"
@@ -236,8 +237,8 @@ NORSE_MODULES: tuple[Entry, ...] = (
     Entry(
         "module.exp_filter.ExpFilter",
         UNTOUCHED,
-        "a layer and a filter that take a whole sequence, after the time loop; with one backward pass its weights get "
-        "their ordinary gradient if the learner leaves it out: exclude=",
+        "a layer and a filter that take a whole sequence, after the time loop; pass its name in `exclude=`, and use "
+        "one backward pass: its weights then get their ordinary gradient",
     ),
     Entry(
         "module.encode.PoissonEncoderStep",

@@ -187,6 +187,29 @@ def test_left_alone(name: str) -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.skipif("norse" not in INSTALLED, reason="needs Norse")
+def test_norse_s_filter_after_the_time_loop() -> None:
+    from norse.torch.module.exp_filter import ExpFilter
+
+    from tests.support.nets import CLASSES, made, sequential_state
+
+    filters, options = [], [{"exclude": ["1"]}, {}, None]
+    for option in options:
+        setup = made(sequential_state)(torch.float64)
+        torch.manual_seed(0)
+        net = nn.ModuleList((setup.net, ExpFilter(CLASSES, 2).double()))
+        if option is not None:
+            STLLRLearner(net, rule=checks.RULE, **option)
+        outputs = torch.stack(list(checks.run(setup, setup.net, None, setup.xs)))
+        if option == {}:
+            with pytest.raises(STLLRError, match="Nothing may flow between time steps"):
+                net[1](outputs)
+            continue
+        net[1](outputs).square().sum().backward()
+        filters.append(net[1].linear.weight.grad)
+    torch.testing.assert_close(*filters)
+
+
 # Limits of the libraries that the table names: with another release they may be gone, and the table wrong.
 
 
@@ -213,6 +236,14 @@ def test_norse_fails_without_a_learner_too() -> None:
         one(torch.ones(1, 2), state._replace(z=torch.ones(1, 2)))[1].i.sum().backward()
         gradients.append(one.recurrent_weights.grad.diagonal().abs().sum().item())
     assert gradients[0] == 0 < gradients[1]
+
+
+def test_spikingjelly_s_simple_node_fails_without_a_learner_too() -> None:
+    pytest.importorskip("spikingjelly")
+    from spikingjelly.activation_based import neuron
+
+    with pytest.raises((TypeError, AssertionError)):
+        neuron.SimpleLIFNode(2.0, True, v_reset=None)(torch.rand(1, 2))
 
 
 def test_the_document_is_what_the_generator_writes() -> None:

@@ -67,6 +67,14 @@ def test_compile(name: str) -> None:
     checks.compiled(ROWS[name].build, ROWS[name].tolerance, by_step="per-step backward" not in ROWS[name].without)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif("norse" not in INSTALLED, reason="needs Norse")
+def test_receptive_fields_do_not_compile() -> None:
+    """An error, as the table says, and not other gradients."""
+    with pytest.raises(RuntimeError, match="donated buffers"):
+        checks.compiled(ROWS["norse: SpatialReceptiveField2d"].build, 1e-4, by_step=False)
+
+
 @pytest.fixture(scope="module")
 def distributed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float | str]]:
     """What each process found. Started once, also where several pytest processes share the tests of this file."""

@@ -27,8 +27,8 @@ libraries export, that what is refused is refused for that reason, and that this
 
 What recurs in the notes:
 
-- *two time constants*: exact for the rule as it is defined, with one trace that decays by `lambda_pre`. How an input acts on
-  the membrane of such a neuron has a second time constant, that of its synaptic current.
+- *two time constants*: exact for the rule as it is defined, with one trace that decays by `lambda_pre`. How an input
+  acts on the membrane of such a neuron has a second time constant, that of its synaptic current.
 - *run by `learner.stream`*: the module takes whole sequences; the stream feeds it one time step at a time.
 - *same-step gradient*: that of plain autograd within the time step.
 
