@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     from lightning_modules.callbacks import FiringRates, History, PeakMemory, Throughput
     from lightning_modules.classification import SpikingClassifier
     from lightning_modules.memory import PeakMemoryMeter, measure_peak_memory
-    from lightning_modules.networks import RecurrentSNN, SpikingConvNet, SpikingMLP, TimescaleSNN
+    from lightning_modules.networks import (
+        RecurrentSNN,
+        SpikingConvNet,
+        SpikingMLP,
+        SpikingResNet,
+        SpikingVGG,
+        TimescaleSNN,
+    )
     from lightning_modules.step_classification import SpikingStepClassifier
 
 _HOMES = {
@@ -25,8 +32,10 @@ _HOMES = {
     "SpikingClassifier": "classification",
     "SpikingConvNet": "networks",
     "SpikingMLP": "networks",
+    "SpikingResNet": "networks",
     "SpikingStepClassifier": "step_classification",
     "SpikingTask": "base",
+    "SpikingVGG": "networks",
     "Throughput": "callbacks",
     "TimescaleSNN": "networks",
     "measure_peak_memory": "memory",
@@ -41,8 +50,10 @@ __all__ = [
     "SpikingClassifier",
     "SpikingConvNet",
     "SpikingMLP",
+    "SpikingResNet",
     "SpikingStepClassifier",
     "SpikingTask",
+    "SpikingVGG",
     "Throughput",
     "TimescaleSNN",
     "measure_peak_memory",

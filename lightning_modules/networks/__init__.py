@@ -3,6 +3,8 @@
 from lightning_modules.networks.conv import SpikingConvNet
 from lightning_modules.networks.mlp import SpikingMLP
 from lightning_modules.networks.recurrent import RecurrentSNN
+from lightning_modules.networks.resnet import SpikingResNet
 from lightning_modules.networks.timescales import TimescaleSNN
+from lightning_modules.networks.vgg import SpikingVGG
 
-__all__ = ["RecurrentSNN", "SpikingConvNet", "SpikingMLP", "TimescaleSNN"]
+__all__ = ["RecurrentSNN", "SpikingConvNet", "SpikingMLP", "SpikingResNet", "SpikingVGG", "TimescaleSNN"]

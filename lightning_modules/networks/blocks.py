@@ -129,6 +129,19 @@ class LeakyReadout(nn.Module):
         return membrane
 
 
+def make_pool(kind: str) -> nn.Module:
+    """Pooling that halves height and width: "max" or "avg".
+
+    Raises:
+        ValueError: If the kind is not known.
+    """
+    if kind == "max":
+        return nn.MaxPool2d(2)
+    if kind == "avg":
+        return nn.AvgPool2d(2)
+    raise ValueError(f"Unknown pool {kind!r}; known: max, avg.")
+
+
 def make_readout(kind: str, in_features: int, num_classes: int, beta: float) -> nn.Module:
     """The last layer: "linear" reads the spikes of one step, "leaky" integrates them over time.
 

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from lightning_modules.networks.blocks import Neuron, Readout, Surrogate, initialise, make_neuron, make_readout
+from lightning_modules.networks.blocks import (
+    Neuron,
+    Readout,
+    Surrogate,
+    initialise,
+    make_neuron,
+    make_pool,
+    make_readout,
+)
 from stllr_plugin.nn import SequenceDropout
 
 
@@ -59,6 +67,8 @@ class SpikingConvNet(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if pool not in ("max", "avg", "none"):
+            raise ValueError(f"Unknown pool {pool!r}; known: max, avg, none.")
         height, width = (size, size) if isinstance(size, int) else tuple(size)
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         for index, out_channels in enumerate(channels, start=1):
@@ -70,7 +80,7 @@ class SpikingConvNet(nn.Module):
             if pool == "none":
                 layers[f"lif{index}"] = spiking
             else:
-                pooling = _make_pool(pool)
+                pooling = make_pool(pool)
                 pair = {f"pool{index}": pooling, f"lif{index}": spiking}
                 layers.update(pair.items() if pool_currents else reversed(pair.items()))
                 height, width = height // 2, width // 2
@@ -89,11 +99,3 @@ class SpikingConvNet(nn.Module):
         """One time step: frame [B, C, H, W] to logits [B, num_classes]."""
         logits: Tensor = self.readout(self.features(frame))
         return logits
-
-
-def _make_pool(kind: str) -> nn.Module:
-    if kind == "max":
-        return nn.MaxPool2d(2)
-    if kind == "avg":
-        return nn.AvgPool2d(2)
-    raise ValueError(f"Unknown pool {kind!r}; known: max, avg, none.")
