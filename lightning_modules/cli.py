@@ -19,11 +19,14 @@ commands:
   validate   accuracy of a trained network on the validation data
   test       accuracy of a trained network on the test data
   predict    class probabilities of a trained network, into predictions.pt beside the logs
+  compare    several algorithms on the same data: accuracies, memory, time and energy in one report
+  ablate     grids of the rule's settings: a heat map and a table in one report
 
 first steps:
   stllr demo
   stllr fit --config configs/quickstart.yaml
   stllr test --config configs/quickstart.yaml --ckpt_path lightning_logs/version_0/checkpoints/best.ckpt
+  stllr compare --config configs/quickstart.yaml --algorithms stllr bptt --seeds 1 --epochs 2
 
 change anything of a YAML file on the command line:
   stllr fit --config configs/quickstart.yaml --model.algorithm bptt --trainer.max_epochs 5
@@ -62,6 +65,14 @@ def main(args: Sequence[str] | None = None) -> int:
         from lightning_modules.demo import main as demo
 
         return demo(arguments[1:])
+    if arguments[0] == "compare":
+        from lightning_modules.comparison.compare import main as compare
+
+        return compare(arguments[1:])
+    if arguments[0] == "ablate":
+        from lightning_modules.comparison.ablate import main as ablate
+
+        return ablate(arguments[1:])
     from lightning_modules.trainer_cli import STLLRCLI
 
     if any(argument.partition("=")[0].endswith(("--help", ".help", "-h")) for argument in arguments):

@@ -11,7 +11,7 @@ import torch
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
 # Classes that YAML may name without their module are those imported here.
@@ -46,17 +46,20 @@ class STLLRCLI(LightningCLI):
         args: Arguments that begin with the subcommand; those of the process if left out.
         run: Whether to run a subcommand. If not, ``args`` has none, and the objects are built for use in a script:
             ``cli.trainer.fit(cli.model, datamodule=cli.datamodule)``.
+        prog: Name of the command in errors.
+        save_config: Whether the trainer keeps the configuration beside its logs.
     """
 
-    def __init__(self, args: ArgsType = None, run: bool = True) -> None:
+    def __init__(self, args: ArgsType = None, run: bool = True, prog: str = "stllr", save_config: bool = True) -> None:
         super().__init__(
             SpikingTask,
             LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             parser_class=Parser,
-            parser_kwargs={"prog": "stllr"},
+            parser_kwargs={"prog": prog},
             seed_everything_default=0,
+            save_config_callback=SaveConfigCallback if save_config else None,
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,  # the task takes its optimizer as an argument and gives it to the learner
             args=args,
