@@ -34,7 +34,7 @@ FOLDER = Path("../shared/data")
 TASKS: dict[str, tuple[str, Path, list[str]]] = {
     "qtdb": ("qtdb", FOLDER / "qtdb_ecg.npz", []),
     "fsdd": ("fsdd_shd", FOLDER / "fsdd.npz", []),
-    "fsdd-speakers": ("fsdd_shd", FOLDER / "fsdd.npz", ["--data.split=speakers"]),
+    "fsdd-speakers": ("fsdd_shd", FOLDER / "fsdd.npz", ["--data.split=speakers", "--data.max_shift=40"]),
 }
 NAMES = {"bptt": "BPTT", "ottt": "OTTT", "stllr": "S-TLLR", "sltt": "SLTT", "tess": "TESS"}
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]

@@ -105,5 +105,5 @@ def options_for(config, folder, monkeypatch):
         return [f"--data.path={write_speech(folder / 'speech.npz', per_digit=7, speakers=('ada', 'bob'))}", *small]
     if name in ("CIFAR10DataModule", "CIFAR100DataModule"):
         root = write_cifar(folder, name.removesuffix("DataModule"), monkeypatch)
-        return [f"--data.path={root}", "--data.val_size=8", *small]
+        return [f"--data.path={root}", "--data.val_size=8", "--model.network.init_args.width=0.1", *small]
     return None
