@@ -1,8 +1,10 @@
-"""Trains two epochs on 1 or 2 processes and saves the result. For test_ddp.py; Lightning starts the second process."""
+"""Trains two epochs on 1 or 2 processes and saves the result. For test_ddp.py.
+
+Lightning starts the second process, or torchrun does where there are two nodes.
+"""
 
 import os
 import sys
-from functools import partial
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -26,17 +28,20 @@ class CountReductions(Callback):
         return allreduce_hook(None, bucket)
 
 
-def main(algorithm, loop, processes, output):
+def main(algorithm, loop, processes, output, nodes=1, accumulate=1):
     task = make_task(make_network(readout="leaky"), algorithm=algorithm, loop=loop, supervise_last=2, gradient_clip=1.0)
     data = TensorDataset(*make_batch(16, steps=5, lengths=[5, 4, 3, 5] * 4))
-    sampler = DistributedSampler(data, processes, int(os.environ.get("LOCAL_RANK", 0)), shuffle=False)
-    loader = DataLoader(data, 8 // processes, sampler=sampler)
+    rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
+    sampler = DistributedSampler(data, processes, rank, shuffle=False)
+    loader = DataLoader(data, 8 // processes // accumulate, sampler=sampler)
     reductions = CountReductions()
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = Trainer(
         max_epochs=2,
         accelerator="cpu",
-        devices=processes,
+        devices=processes // nodes,
+        num_nodes=nodes,
+        accumulate_grad_batches=accumulate,
         strategy="ddp" if processes > 1 else "auto",
         use_distributed_sampler=False,
         callbacks=[reductions],
@@ -54,4 +59,4 @@ def main(algorithm, loop, processes, output):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    partial(main, sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])()
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], *map(int, sys.argv[5:]))

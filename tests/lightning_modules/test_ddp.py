@@ -1,47 +1,37 @@
-"""Two gloo processes train like one on the joint batch, with one reduction per optimizer step."""
+"""Two gloo processes, or two nodes, train like one process on the joint batch; one reduction per optimizer step."""
 
-import os
-import signal
-import subprocess
-import sys
+import socket
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.lightning_modules.processes import finish, start
+
 COMBINATIONS = [
-    ("stllr", "online"),
-    ("bptt", "automatic"),
-    pytest.param("stllr", "automatic", marks=pytest.mark.slow),
-    pytest.param("tess", "online", marks=pytest.mark.slow),
+    ("stllr", "online", 1),
+    ("bptt", "automatic", 1),
+    pytest.param("stllr", "automatic", 1, marks=pytest.mark.slow),
+    pytest.param("tess", "online", 1, marks=pytest.mark.slow),
+    pytest.param("stllr", "online", 2, marks=pytest.mark.slow),
+    pytest.param("stllr", "automatic", 2, marks=pytest.mark.slow),
 ]
 SCRIPT = Path(__file__).with_name("ddp_script.py")
 
+pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
 
-def train(tmp_path, algorithm, loop, processes):
-    output = tmp_path / f"result{processes}"
-    command = [sys.executable, str(SCRIPT), algorithm, loop, str(processes), str(output)]
-    environment = {
-        k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "MASTER_PORT", "NODE_RANK", "WORLD_SIZE")
-    }
-    environment["OMP_NUM_THREADS"] = "1"
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    )
-    try:
-        _, errors = process.communicate(timeout=240)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # the second process too
-        pytest.fail(f"The processes hang: {process.communicate()[1][-3000:]}")
-    assert process.returncode == 0, errors[-3000:]
+
+def results(output, processes):
     return [torch.load(f"{output}.{rank}", weights_only=True) for rank in range(processes)]
 
 
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
-@pytest.mark.parametrize(("algorithm", "loop"), COMBINATIONS)
-def test_two_processes_equal_one(tmp_path, algorithm, loop):
-    (alone,) = train(tmp_path, algorithm, loop, 1)
-    both = train(tmp_path, algorithm, loop, 2)
+def train(tmp_path, algorithm, loop, processes, accumulate):
+    output = tmp_path / f"result{processes}"
+    finish(start(SCRIPT, algorithm, loop, processes, output, 1, accumulate))
+    return results(output, processes)
+
+
+def assert_equal(alone, both):
     for rank in both:
         for name, weight in alone["weights"].items():
             torch.testing.assert_close(
@@ -50,3 +40,28 @@ def test_two_processes_equal_one(tmp_path, algorithm, loop):
         assert rank["steps"] == alone["steps"] == rank["reductions"] == 4
         for name in ("train_loss", "val_loss", "val_accuracy", "val_rate/features.lif1"):
             assert rank["metrics"][name] == pytest.approx(alone["metrics"][name], rel=1e-4), name
+
+
+@pytest.mark.parametrize(("algorithm", "loop", "accumulate"), COMBINATIONS)
+def test_two_processes_equal_one(tmp_path, algorithm, loop, accumulate):
+    (alone,) = train(tmp_path, algorithm, loop, 1, 1)
+    assert_equal(alone, train(tmp_path, algorithm, loop, 2, accumulate))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loop", ["online", "automatic"])
+def test_two_nodes_equal_one_process(tmp_path, loop):
+    """One torchrun per node, both on this machine."""
+    (alone,) = train(tmp_path, "stllr", loop, 1, 1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    output = tmp_path / "nodes"
+    place = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    finish(
+        *(
+            start("-m", "torch.distributed.run", *place, f"--node-rank={n}", SCRIPT, "stllr", loop, 2, output, 2)
+            for n in range(2)
+        )
+    )
+    assert_equal(alone, results(output, 2))
