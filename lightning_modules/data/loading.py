@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,12 +48,26 @@ class FrameDataset(Dataset[tuple[Tensor, int]]):
         if clip is not None and clip < 1:
             raise ValueError(f"clip must be at least 1, got {clip}")
         self._frames = torch.from_numpy(store.frames)  # tensors travel to workers through shared memory
+        self._file = _mapped_file(store.frames)
         self._offsets = store.offsets
         self.indices = indices
         self.labels = np.asarray(labels)[indices]
         self._clip = clip
         self._augmentation = augmentation
         self._seed = seed
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Frames that are mapped from a file go to another process as the file's name, not as gigabytes."""
+        state = self.__dict__.copy()
+        if self._file is not None:
+            del state["_frames"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Maps them again."""
+        self.__dict__.update(state)
+        if self._file is not None:
+            self._frames = torch.from_numpy(np.load(self._file, mmap_mode="c", allow_pickle=False))
 
     def __len__(self) -> int:
         """Number of samples of this part."""
@@ -69,6 +84,14 @@ class FrameDataset(Dataset[tuple[Tensor, int]]):
         if self._clip is not None:
             frames = frames.clamp(max=self._clip)
         return frames.to(torch.float32), int(self.labels[position])
+
+
+def _mapped_file(frames: npt.NDArray[np.uint8]) -> str | None:
+    """The .npy file whose whole content these frames are, if they are mapped from one."""
+    if not isinstance(frames, np.memmap) or isinstance(frames.base, np.ndarray):
+        return None
+    name = str(frames.filename)
+    return name if name.endswith(".npy") else None
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

@@ -1,5 +1,6 @@
 """The public event-camera sets: found in their real layouts, cut and split as stated; clear errors."""
 
+import pickle
 import shutil
 import tarfile
 import warnings
@@ -113,6 +114,15 @@ def test_second_run_uses_the_cache(name, originals, monkeypatch):
     second = make(name, originals(name), max_shift=1, batch_size=4, num_workers=2)
     for ours, theirs in zip(first.train_dataloader(), second.train_dataloader(), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_another_process_maps_the_frames_itself(originals):
+    dataset = make("nmnist", originals("nmnist"), max_shift=1).dataset("train")
+    content = pickle.dumps(dataset)
+    assert len(content) < 20_000 < dataset._frames.numel()
+    again = pickle.loads(content)
+    for i in (0, 5, 17):
+        assert torch.equal(again[i, 2][0], dataset[i, 2][0]) and again[i, 2][1] == dataset[i, 2][1]
 
 
 def test_cache_follows_data_and_settings(originals, tmp_path, private_cache):
