@@ -22,6 +22,7 @@ import lightning_modules.networks
 import lightning_modules.step_classification  # noqa: F401
 from lightning_modules.base import SpikingTask
 from lightning_modules.cli_texts import explain, our_error
+from lightning_modules.data import CacheError, DownloadError, EventDataError
 
 
 class Parser(LightningArgumentParser):
@@ -88,6 +89,13 @@ class STLLRCLI(LightningCLI):
             if ours is None:
                 raise
             self._parser(self.subcommand).error(str(ours))
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it; data that are missing, damaged or cannot be fetched or kept are errors, not crashes."""
+        try:
+            super()._run_subcommand(subcommand)
+        except (EventDataError, DownloadError, CacheError) as error:
+            self._parser(subcommand).error(str(error))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add a rich progress bar unless the user chose another or none."""

@@ -122,6 +122,21 @@ def test_settings_of_the_published_code(arguments, capsys, caplog):
     assert "test_accuracy" in capsys.readouterr().out
 
 
-def test_set_that_is_not_there_says_what_to_do(arguments, tmp_path, monkeypatch):
-    with pytest.raises(Exception, match=r"(?s)N-CARS is not here.*By hand:.*--data.path"):
+def test_set_that_is_not_there_says_what_to_do(arguments, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
         main(["fit", *arguments("ncars", f"--data.path={tmp_path}", "--trainer.fast_dev_run=1")])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    for part in ("stllr fit: error", f"{tmp_path}: N-CARS is not here", "By hand:", "--data.path FOLDER"):
+        assert part in error
+    assert "Traceback" not in error
+
+
+def test_damaged_recording_is_an_error_and_no_crash(arguments, tmp_path, capsys):
+    folder = files.write_nmnist(tmp_path / "set")
+    victim = folder / "Train" / "4" / "00014.bin"
+    victim.write_bytes(victim.read_bytes()[:-2])
+    with pytest.raises(SystemExit):
+        main(["fit", *arguments("nmnist", f"--data.path={folder}", "--trainer.fast_dev_run=1")])
+    error = capsys.readouterr().err
+    assert f"{victim}: cut off or damaged" in error and "Traceback" not in error
