@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         SpikingVGG,
         TimescaleSNN,
     )
+    from lightning_modules.resumable import ResumableLoader
     from lightning_modules.step_classification import SpikingStepClassifier
 
 _HOMES = {
@@ -29,6 +30,7 @@ _HOMES = {
     "PeakMemory": "callbacks",
     "PeakMemoryMeter": "memory",
     "RecurrentSNN": "networks",
+    "ResumableLoader": "resumable",
     "SpikingClassifier": "classification",
     "SpikingConvNet": "networks",
     "SpikingMLP": "networks",
@@ -47,6 +49,7 @@ __all__ = [
     "PeakMemory",
     "PeakMemoryMeter",
     "RecurrentSNN",
+    "ResumableLoader",
     "SpikingClassifier",
     "SpikingConvNet",
     "SpikingMLP",

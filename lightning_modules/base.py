@@ -28,7 +28,14 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_modules.callbacks import FiringRates, ManualOptions, PeakMemory, Throughput
+from lightning_modules.callbacks import (
+    AttachmentReport,
+    FiringRates,
+    ManualOptions,
+    PeakMemory,
+    ResumeRandomness,
+    Throughput,
+)
 from lightning_modules.rules import learning_rules
 from lightning_modules.states import detach_states, hidden_buffer_names, reset_states
 from stllr_plugin import STLLRLearner, STLLRRule
@@ -196,9 +203,13 @@ class SpikingTask(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
 
     def configure_callbacks(self) -> list[Callback]:
-        """Firing rates, peak memory and samples per second are logged unless the trainer has such callbacks."""
+        """Firing rates, peak memory and samples per second are logged unless the trainer has such callbacks.
+
+        With them come those that resumed runs and the trainer's options in the online loop need.
+        """
         present = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
-        callbacks: list[Callback] = [kind() for kind in (FiringRates, PeakMemory, Throughput) if kind not in present]
+        standard = (AttachmentReport, FiringRates, PeakMemory, Throughput, ResumeRandomness)
+        callbacks: list[Callback] = [kind() for kind in standard if kind not in present]
         if not self.automatic_optimization and self.trainer.state.fn == TrainerFn.FITTING:
             if self.update_every is not None and self.trainer.accumulate_grad_batches != 1:
                 raise ValueError(
@@ -301,6 +312,8 @@ class SpikingTask(LightningModule):
         self.active = None
         if self._online:
             self._update()
+            if self.lr_interval == "epoch" and self.trainer.is_last_batch:  # before checkpoints, as Lightning does
+                self._step_lr_schedulers(plateau=False)
         return loss
 
     def _update(self) -> None:
@@ -364,13 +377,16 @@ class SpikingTask(LightningModule):
         self._reset()
 
     def on_train_epoch_end(self) -> None:
-        """Step the learning rate schedulers in the online loop (Lightning does it in automatic optimisation)."""
+        """Step schedulers that wait for a metric in the online loop (Lightning does it in automatic optimisation)."""
         if not self.automatic_optimization and self.lr_interval == "epoch":
-            self._step_lr_schedulers()
+            self._step_lr_schedulers(plateau=True)
 
-    def _step_lr_schedulers(self) -> None:
+    def _step_lr_schedulers(self, plateau: bool | None = None) -> None:
+        """Step all schedulers, or only those that wait for a metric, or only the others."""
         schedulers = self.lr_schedulers() or []
         for scheduler in schedulers if isinstance(schedulers, Iterable) else [schedulers]:
+            if plateau is not None and plateau != isinstance(scheduler, ReduceLROnPlateau):
+                continue
             if isinstance(scheduler, ReduceLROnPlateau):
                 metrics: Mapping[str, Tensor] = self.trainer.callback_metrics
                 if scheduler.monitor in metrics:

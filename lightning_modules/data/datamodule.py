@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import DataLoader
 
+from lightning_modules.resumable import ResumableLoader
+
 from .augment import Augmentation
 from .frames import Binning, FrameStore, bin_events
 from .loading import EpochSampler, FrameDataset, pad_collate
@@ -193,7 +195,8 @@ class EventFrameDataModule(pl.LightningDataModule, ABC):
         return self._loader("test")
 
     def _loader(self, part: str, sampler: EpochSampler | None = None) -> DataLoader[Any]:
-        return DataLoader(
+        kind = ResumableLoader if part == "train" else DataLoader
+        return kind(
             self.dataset(part),
             batch_size=self.batch_size,
             sampler=sampler,

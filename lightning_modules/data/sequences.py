@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_modules.resumable import ResumableLoader
+
 from .loading import EpochSampler, pad_collate
 
 PARTS = ("train", "val", "test")
@@ -113,7 +115,8 @@ class SequenceDataModule(pl.LightningDataModule, ABC):
         return self._loader("test")
 
     def _loader(self, part: str, sampler: EpochSampler | None = None) -> DataLoader[Any]:
-        return DataLoader(
+        kind = ResumableLoader if part == "train" else DataLoader
+        return kind(
             self.dataset(part),
             batch_size=self.batch_size,
             sampler=sampler,
