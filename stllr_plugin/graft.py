@@ -11,7 +11,8 @@ tensor that lies downstream of it, so the graph of a step is freed as soon as no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,7 @@ class SynapseCall:
         step: Time step at which it ran; only meaningful for readouts that no neuron consumes.
         gate: What lets the learning signal on to the input, where the input may come from an earlier step.
         consumers: Neurons that it fed, and the time step. If there is none, the weight gets its ordinary gradient.
+        expected: What the neurons that it fed have sent back so far, while the site is being probed.
     """
 
     site: SynapseSite
@@ -68,6 +70,12 @@ class SynapseCall:
     step: int = 0
     gate: InputGate | None = None
     consumers: dict[str, int] = field(default_factory=dict)
+    expected: Tensor | None = None
+
+    def expect(self, gradient: Tensor) -> None:
+        """Notes what a neuron sends back to this output, if anybody will ask."""
+        if self.site.probes > 0:
+            self.expected = gradient if self.expected is None else self.expected + gradient
 
     @property
     def consumed(self) -> bool:
@@ -93,6 +101,8 @@ class Tag(Function):
         if grad is None:
             return None, None, None
         if call.consumed:
+            if call.site.probes > 0 and not getattr(ctx, "stllr_nested", False):
+                call.site.probe(call, grad)
             return None, grad, None
         learner = call.site.learner
         grad = learner.supervision.mask(grad, call.step)
@@ -147,6 +157,8 @@ class StepRecord:
         psi_carries: psi(v[t]) if psi carries the learning signal to the layer below, None if the neuron's own surrogate
             does.
         gain: What a spike is multiplied with in the output, detached; None for 1.
+        spikes: Edge of the spikes, where the neuron's own surrogate carries the learning signal.
+        boundaries: Nodes at which the walk to the synapses ended: outputs of other neurons, and the like.
         used: Whether a backward pass has come by.
     """
 
@@ -159,6 +171,8 @@ class StepRecord:
     posts: dict[STLLRRule, PostFactor]
     psi_carries: Tensor | None
     gain: Tensor | None = None
+    spikes: GradientEdge | None = None
+    boundaries: Sequence[Node] = ()
     used: bool = False
 
     def spike_gradients(self, delta: Tensor) -> list[Tensor | None]:
@@ -188,10 +202,20 @@ class StepRecord:
         gradients: list[Tensor | None] = [None] * len(self.inputs)
         outputs = [(edge, delta) for edge, delta in zip(self.states, deltas, strict=True) if delta is not None]
         members = list(range(len(self.inputs)))
-        pulled = self._pull_back(outputs, members)
+        pulled = self._pull_back(outputs, members, sent=True)
         for index, synaptic in enumerate(self.inputs):
             _accumulate(gradients, index, synaptic, pulled[index], synaptic.trace)
         return self._complete(gradients)
+
+    def expect(self, delta: Tensor, carried: Tensor | None) -> None:
+        """Tells synapses that are being probed what the spikes of this step send back to them."""
+        members = [index for index, synaptic in enumerate(self.inputs) if synaptic.call.site.probes > 0]
+        if not members:
+            return
+        source = (self.membrane, carried) if carried is not None else (self.spikes, delta)
+        if source[0] is None:
+            return
+        self._pull_back([source], members, sent=True)
 
     def _complete(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
         """Zeros for weights that a neuron holds itself, since Norse puts hooks on them that cannot take None."""
@@ -200,13 +224,35 @@ class StepRecord:
             for gradient, synaptic in zip(gradients, self.inputs, strict=True)
         ]
 
+    @contextmanager
+    def _nested(self) -> Iterator[None]:
+        """Marks the nodes of this step for a backward pass that belongs to it alone.
+
+        It must end where the walk to the synapses ended: a current may skip past a neuron that is fed by the same
+        synapse, and what goes through that neuron is none of this step's business. The marks are on the nodes, since
+        other nodes may run in other threads.
+        """
+        nodes: list[Any] = [*self.boundaries, *(node for synaptic in self.inputs for node, _ in synaptic.nodes)]
+        for node in nodes:
+            node.stllr_nested = True
+        try:
+            yield
+        finally:
+            for node in nodes:
+                node.stllr_nested = False
+
     def _pull_back(
-        self, outputs: Sequence[tuple[GradientEdge | None, Tensor]], members: list[int]
+        self, outputs: Sequence[tuple[GradientEdge | None, Tensor]], members: list[int], sent: bool = False
     ) -> dict[int, list[Tensor]]:
         """Carries gradients from u (or states) to the outputs of the synapses, within this step.
 
         What lies between, the neuron's own input gain, batch norm, pooling, sums, is differentiated by autograd. Where
         it is the identity, which is the common case, nothing is computed.
+
+        Args:
+            outputs: Edges and their gradients.
+            members: Indices of the inputs.
+            sent: Whether these gradients are sent back through the graph as well; synapses that are probed note it.
         """
         pulled: dict[int, list[Tensor]] = {index: [] for index in members}
         direct = len(outputs) == 1 and outputs[0][0] is self.membrane
@@ -215,20 +261,25 @@ class StepRecord:
             for node, identity in self.inputs[index].nodes:
                 if direct and identity:
                     pulled[index].append(outputs[0][1])
+                    if sent:
+                        node.stllr_call.expect(outputs[0][1])  # type: ignore[attr-defined]
                 else:
                     through.append((index, node))
         if through:
             edges = [edge for edge, _ in outputs]
-            gradients = torch.autograd.grad(
-                edges,  # type: ignore[arg-type]
-                [GradientEdge(node, 0) for _, node in through],
-                [factor for _, factor in outputs],
-                retain_graph=True,
-                allow_unused=True,
-            )
-            for (index, _), gradient in zip(through, gradients, strict=True):
+            with self._nested():
+                gradients = torch.autograd.grad(
+                    edges,  # type: ignore[arg-type]
+                    [GradientEdge(node, 0) for _, node in through],
+                    [factor for _, factor in outputs],
+                    retain_graph=True,
+                    allow_unused=True,
+                )
+            for (index, node), gradient in zip(through, gradients, strict=True):
                 if gradient is not None:
                     pulled[index].append(gradient)
+                    if sent:
+                        node.stllr_call.expect(gradient)  # type: ignore[attr-defined]
         return pulled
 
 
@@ -263,8 +314,10 @@ class SpikeGraft(Function):
     def backward(ctx: Any, delta: Tensor | None) -> tuple[Tensor | None, ...]:
         """Turns delta = dL/dy into the gradients of y or v (to carry on) and of the weights."""
         record: StepRecord = ctx.record
-        record.used = True
         nothing = (None,) * len(ctx.needs_input_grad)
+        if getattr(ctx, "stllr_nested", False):
+            return nothing
+        record.used = True
         if delta is None:
             return nothing
         delta = record.supervision.mask(delta, record.step)
@@ -276,10 +329,12 @@ class SpikeGraft(Function):
             if record.psi_carries is not None:
                 signal = delta if record.gain is None else delta * record.gain
                 carried = (signal.to(record.psi_carries.dtype) * record.psi_carries).to(ctx.v_dtype)
+            record.expect(delta, carried)
             if ctx.fired is not None:
                 fired, shape = ctx.fired
                 gain = (delta * fired).sum_to_size(shape)
-        record.learner.count_capture()
+        if record.inputs:
+            record.learner.count_capture()
         return (None, delta if record.psi_carries is None else None, carried, gain, *gradients)
 
 
@@ -300,13 +355,16 @@ class StateGraft(Function):
     def backward(ctx: Any, *deltas: Tensor | None) -> tuple[Tensor | None, ...]:
         """Turns dL/d(state) into the gradients of the states (to carry on) and of the weights."""
         record: StepRecord = ctx.record
+        if getattr(ctx, "stllr_nested", False):
+            return (None,) * len(ctx.needs_input_grad)
         record.used = True
         masked = [None if delta is None else record.supervision.mask(delta, record.step) for delta in deltas]
         if all(delta is None for delta in masked):
             return (None,) * len(ctx.needs_input_grad)
         with _without_autocast(next(delta for delta in masked if delta is not None)):
             gradients = record.state_gradients(masked)
-        record.learner.count_capture()
+        if record.inputs:
+            record.learner.count_capture()
         return (None, None, *masked, *gradients)
 
 
@@ -325,12 +383,12 @@ class Boundary(Function):
         return tensor.detach()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor | None:
         """Passes the gradient on."""
-        return grad
+        return None if getattr(ctx, "stllr_nested", False) else grad
 
 
-def find_calls(root: Node, output_shape: torch.Size) -> tuple[list[tuple[Node, SynapseCall, bool]], set[int]]:
+def find_calls(root: Node, output_shape: torch.Size) -> tuple[list[tuple[Node, SynapseCall, bool]], list[Node]]:
     """Walks the graph of one step from the membrane back to the synapse calls that feed it.
 
     Args:
@@ -340,10 +398,10 @@ def find_calls(root: Node, output_shape: torch.Size) -> tuple[list[tuple[Node, S
     Returns:
         For each tag that was reached: its node, its call, and whether the membrane depends on it through additions
         alone (so that du/d(output) is the identity). The walk goes on behind a synapse, for layers without a neuron in
-        between; it ends at the outputs of other neurons. Second, the time steps of those outputs.
+        between; it ends at the outputs of other neurons. Second, the nodes at which it ended.
     """
     found: list[tuple[Node, SynapseCall, bool]] = []
-    steps: set[int] = set()
+    boundaries: list[Node] = []
     seen: set[Node] = set()
     tangled = False
     stack: list[tuple[Node, bool]] = [(root, True)]
@@ -358,9 +416,7 @@ def find_calls(root: Node, output_shape: torch.Size) -> tuple[list[tuple[Node, S
             found.append((node, call, identity and call.output_shape == output_shape))
             identity = False  # a synapse behind this one reaches the membrane through its weight
         if getattr(node, "stllr_boundary", False):
-            record = getattr(node, "record", None)
-            if record is not None:
-                steps.add(record.step)
+            boundaries.append(node)
             continue
         name = node.name()
         for position, (following, _) in enumerate(node.next_functions):
@@ -373,7 +429,7 @@ def find_calls(root: Node, output_shape: torch.Size) -> tuple[list[tuple[Node, S
     if tangled:
         found = [(node, call, False) for node, call, _ in found]
     found.sort(key=lambda item: item[1].order)
-    return found, steps
+    return found, boundaries
 
 
 class GatedInput(Function):
@@ -389,7 +445,7 @@ class GatedInput(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None]:
         """See the class."""
-        return None, None if ctx.gate.closed else grad
+        return None, None if ctx.gate.closed or getattr(ctx, "stllr_nested", False) else grad
 
 
 def records_behind(root: Node) -> tuple[list[StepRecord], bool]:

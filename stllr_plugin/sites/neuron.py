@@ -215,7 +215,8 @@ class NeuronSite:
         learner, supervision = self.learner, self.learner.supervision
         membrane = step.membrane
         assert membrane is not None
-        calls, steps = find_calls(membrane.grad_fn, membrane.shape) if membrane.grad_fn is not None else ([], set())
+        calls, boundaries = find_calls(membrane.grad_fn, membrane.shape) if membrane.grad_fn is not None else ([], [])
+        steps = {record.step for node in boundaries if (record := getattr(node, "record", None)) is not None}
         groups = _group(calls)
         traces = self._traces_for(tuple(groups), opened)
         self._follow_sequence(traces, opened)
@@ -256,7 +257,9 @@ class NeuronSite:
         else:
             root = get_gradient_edge(membrane) if calls else None
             gain = None if step.gain is None else step.gain.detach()
-            record = StepRecord(index, supervision, learner, root, [], inputs, posts, psi_carries, gain)
+            record = StepRecord(
+                index, supervision, learner, root, [], inputs, posts, psi_carries, gain, boundaries=boundaries
+            )
             result = self._graft(record, step, output)
         traces.remember(self.adapter.returned_membrane(self.module, result))
         return result
@@ -394,6 +397,8 @@ class NeuronSite:
                 v = step.threshold_distance
                 grafted = SpikeGraft.apply(record, spikes.detach(), v, step.gain, *weights)
             else:
+                if record.membrane is not None and spikes.grad_fn is not None:
+                    record.spikes = get_gradient_edge(spikes)
                 grafted = SpikeGraft.apply(record, spikes, None, None, *weights)
             new[id(spikes)] = self.learner.signal.hidden(self, grafted)
 

@@ -26,6 +26,7 @@ class SynapseSite:
         rule: Rule chosen for this synapse by name, or None to use the rule of the neuron that it feeds.
         last_call: The latest call of this sequence.
         owned: Whether a neuron module holds the weight itself.
+        probes: How many more backward passes are looked at for a current that skips the neuron.
     """
 
     owned: ClassVar[bool] = False
@@ -37,6 +38,7 @@ class SynapseSite:
         self.rule = rule
         self._is_readout = False  # known two steps after the first call
         self._gate: InputGate | None = None
+        self.probes = 3
         self.begin()
 
     def begin(self) -> None:
@@ -52,6 +54,28 @@ class SynapseSite:
             f"The input of synapse {self.name!r} is made from outputs of an earlier step by a layer with parameters. "
             "Nothing may flow between time steps: detach what you carry over (spikes.detach()) before that layer."
         )
+
+    def probe(self, call: SynapseCall, grad: Tensor) -> None:
+        """Refuses an output that reaches the loss past the neuron that it feeds as well.
+
+        The rule holds for what goes through the neuron. The rest would need its ordinary gradient, but comes in one sum
+        with it. How a network is wired shows in its first backward passes.
+
+        Raises:
+            StateError: If not all of the gradient comes from neurons.
+        """
+        self.probes -= 1
+        expected, call.expected = call.expected, None
+        rest = grad if expected is None else grad - expected.to(grad.dtype)
+        largest = grad.abs().max() if expected is None else torch.maximum(grad.abs().max(), expected.abs().max())
+        tolerance = 1e-4 if grad.dtype in (torch.float32, torch.float64) else 0.05
+        if bool(rest.abs().max() > tolerance * largest):
+            raise StateError(
+                f"The output of synapse {self.name!r} feeds {' and '.join(map(repr, call.consumers))}, and it reaches "
+                "the loss past the neuron as well (a current that skips it, a gate, a penalty). Its weight would lose "
+                "that part. Call the layer a second time for what does not go into the neuron, or name it in "
+                "exclude=[...]."
+            )
 
     def step(self) -> int:
         """Index of the time step that runs.
