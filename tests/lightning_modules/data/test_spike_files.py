@@ -182,6 +182,13 @@ def test_shd_parts(folder):
     assert module.report()["split"].startswith("the official test part; 20 of the 40 training recordings")
 
 
+def test_shd_as_published_validates_on_the_test_part(folder):
+    module = SHDDataModule(folder, val_fraction=0, progress=False)
+    module.setup()
+    assert len(module.dataset("train")) == 40 and module.report()["split"].endswith("are the validation recordings too")
+    assert torch.equal(module.dataset("val")[3][0], module.dataset("test")[3][0])
+
+
 def test_ssc_has_a_validation_part(tmp_path):
     module = SSCDataModule(write_heidelberg(tmp_path, "ssc", 35, ("train", "valid", "test")), progress=False)
     module.setup()
