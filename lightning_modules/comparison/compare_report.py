@@ -158,11 +158,12 @@ def _measured(measured: Measurements, facts: Mapping[str, Any], colours: charts.
 def _formula(run: Result, facts: Mapping[str, Any], experiment: Experiment) -> dict[str, int]:
     num_steps = facts["num_steps"]
     supervised = min(experiment.task.get("supervise_last") or num_steps, num_steps)
+    window = experiment.task.get("update_every") or num_steps  # the graph of truncated backpropagation is cut there
     learning = Learning.of(run["edges"], run["signal"])
     connections, neurons = run["counts"]["connections"], run["counts"]["neurons"]
     return {
         "macs": learning_macs(learning, connections, num_steps, supervised),
-        "values": learning_values(learning, neurons, num_steps),
+        "values": learning_values(learning, neurons, min(num_steps, window)),
         "supervised": supervised,
     }
 

@@ -17,6 +17,9 @@ from lightning_modules.supervision import step_weights, valid_steps
 SAMPLES = 128
 """Test samples that are counted, at most."""
 
+STEPS = 25_000
+"""Time steps of samples after which counting ends: long sequences need fewer samples for the same precision."""
+
 AMOUNTS = ("forward_additions", "forward_macs", "dense_macs", "learning_additions", "learning_macs")
 
 _SYNAPSES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -47,14 +50,14 @@ def count_operations(
         edges: The learner's edges as plain data; None for backpropagation through time.
         signal: Learning signal of hidden layers.
         device: Where to run.
-        samples: Count at most so many samples (whole batches, at least one).
+        samples: Count at most so many samples (whole batches, at least one), fewer of long ones (`STEPS`).
 
     Returns:
         The `AMOUNTS` per sample; ``connections`` and ``neurons`` of the network; ``rates`` by spiking layer; ``layers``
         with the amounts of each synapse; ``samples``, the number that was counted.
     """
     meter = _Meter(task, Learning.of(edges, signal), edges or [])
-    training, home, seen = task.training, task.device, 0
+    training, home, seen, steps = task.training, task.device, 0, 0
     task.eval().to(device)
     try:
         with torch.no_grad():
@@ -63,7 +66,8 @@ def count_operations(
                 meter.begin(lengths, frames.shape[1])
                 task(frames, lengths)
                 seen += len(frames)
-                if seen >= samples:
+                steps += int(lengths.sum())
+                if seen >= samples or steps >= STEPS:
                     break
     finally:
         meter.remove()

@@ -103,14 +103,12 @@ def _markdown(part: Part) -> str:
         return f"![{part.says}](pictures/{part.name}.png)"
     if isinstance(part, Notes):
         return "\n".join(f"- {line}" for line in part.lines)
-    rows = [
-        [
-            f"**{cell}**" if column in part.strong and cell else cell.replace("|", "\\|")
-            for column, cell in enumerate(row)
-        ]
-        for row in part.rows
-    ]
-    lines = [part.head, ["---"] * len(part.head), *rows]
+    head = [cell.replace("|", "\\|") for cell in part.head]
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in part.rows]
+    for column in part.strong:
+        for row in rows:
+            row[column] = f"**{row[column]}**" if row[column] else ""
+    lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

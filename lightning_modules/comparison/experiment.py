@@ -91,6 +91,7 @@ class Experiment:
     def __init__(self, args: Sequence[str], prog: str = "stllr") -> None:
         self.args = list(args)
         self.prog = prog
+        self._described: dict[str, dict[str, Any]] = {}
         self.settings = self._parse(self.args)
         self.task: dict[str, Any] = self.settings["model"]["init_args"]
 
@@ -113,7 +114,13 @@ class Experiment:
 
     def describe(self, variant: Variant | None = None) -> dict[str, Any]:
         """All settings of a variant that bear on its results, but for the seed."""
-        return self._parse(self.arguments(variant)) if variant else self.settings
+        if variant is None or not variant.changes:
+            return self.settings
+        arguments = self.arguments(variant)
+        known = json.dumps(arguments)
+        if known not in self._described:
+            self._described[known] = self._parse(arguments)
+        return self._described[known]
 
     def key(self, variant: Variant, seed: int, **more: Any) -> str:
         """Key of a run in the store."""

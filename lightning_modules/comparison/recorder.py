@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 import zlib
 from collections.abc import Iterator
@@ -109,9 +110,6 @@ class Recorder(Callback):
 
     def _test(self, trainer: Trainer, task: LightningModule) -> Epoch:
         assert isinstance(task, SpikingTask)
-        loader = trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]
-        limit = trainer.limit_test_batches
-        most = limit if isinstance(limit, int) else round(limit * len(loader))
         collection: Any = task.test_metrics
         collection.reset()
         training = task.training
@@ -122,15 +120,20 @@ class Recorder(Callback):
             trainer.precision_plugin.forward_context(),
         ):
             task.eval()
-            for index, batch in enumerate(loader):
-                if index >= most:
-                    break
+            for index, batch in enumerate(test_batches(trainer)):
                 task.test_step(trainer.strategy.batch_to_device(batch, task.device), index)
                 task.on_test_batch_end(None, batch, index)
         task.train(training)
         found = {name: float(value) for name, value in collection.compute().items()}
         collection.reset()
         return found
+
+
+def test_batches(trainer: Trainer) -> Iterator[Any]:
+    """The test batches that the trainer's limit lets through."""
+    loader = trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]
+    limit = trainer.limit_test_batches
+    return itertools.islice(loader, limit if isinstance(limit, int) else round(limit * len(loader)))
 
 
 @contextlib.contextmanager

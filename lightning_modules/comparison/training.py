@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_modules.cli_texts import our_error
 from lightning_modules.comparison.counting import count_operations
 from lightning_modules.comparison.experiment import Experiment, Variant, choosing, quiet_seeding
-from lightning_modules.comparison.recorder import Recorder
+from lightning_modules.comparison.recorder import Recorder, test_batches
 from lightning_modules.comparison.store import Store
 
 Say = Callable[[str], None]
@@ -107,7 +107,7 @@ def _fit(
             raise KeyboardInterrupt
         counts = count_operations(
             cli.model,
-            cli.datamodule.test_dataloader(),
+            test_batches(cli.trainer),
             recorder.edges,
             recorder.signal,
             cli.trainer.strategy.root_device,
