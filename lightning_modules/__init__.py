@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_modules.base import SpikingTask
-    from lightning_modules.callbacks import FiringRates, History, PeakMemory, Throughput
+    from lightning_modules.callbacks import (
+        AttachmentReport,
+        EdgeNorms,
+        FiringRates,
+        History,
+        PeakMemory,
+        SequencePictures,
+        Throughput,
+    )
     from lightning_modules.classification import SpikingClassifier
     from lightning_modules.memory import PeakMemoryMeter, measure_peak_memory
     from lightning_modules.networks import (
@@ -25,12 +33,15 @@ if TYPE_CHECKING:
     from lightning_modules.step_classification import SpikingStepClassifier
 
 _HOMES = {
+    "AttachmentReport": "callbacks",
+    "EdgeNorms": "callbacks",
     "FiringRates": "callbacks",
     "History": "callbacks",
     "PeakMemory": "callbacks",
     "PeakMemoryMeter": "memory",
     "RecurrentSNN": "networks",
     "ResumableLoader": "resumable",
+    "SequencePictures": "callbacks",
     "SpikingClassifier": "classification",
     "SpikingConvNet": "networks",
     "SpikingMLP": "networks",
@@ -44,12 +55,15 @@ _HOMES = {
 }
 
 __all__ = [
+    "AttachmentReport",
+    "EdgeNorms",
     "FiringRates",
     "History",
     "PeakMemory",
     "PeakMemoryMeter",
     "RecurrentSNN",
     "ResumableLoader",
+    "SequencePictures",
     "SpikingClassifier",
     "SpikingConvNet",
     "SpikingMLP",

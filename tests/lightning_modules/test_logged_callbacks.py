@@ -107,7 +107,7 @@ def test_pictures_and_report_in_tensorboard(tmp_path):
     assert EDGES[0].encode() in text.tensor_proto.string_val[0]
 
 
-def test_what_a_picture_shows():
+def test_what_a_picture_shows(tmp_path):
     """The first sample alone, up to its end."""
 
     class Look(SequencePictures):
@@ -121,7 +121,10 @@ def test_what_a_picture_shows():
             task.network.features.lif1.register_forward_hook(lambda m, a, out: heard.append(out.detach()))
 
     seen, heard = {}, []
-    fit(make_task(), Look(neurons=10_000), Hear(), loader=make_loader(lengths=[4] + [6] * 7), num_sanity_val_steps=0)
+    loader = make_loader(lengths=[4] + [6] * 7)
+    watch = Look(neurons=10_000)
+    fit(make_task(), watch, Hear(), loader=loader, num_sanity_val_steps=0, default_root_dir=tmp_path)
+    assert (tmp_path / "pictures" / "epoch_0.png").is_file()  # without a logger: in the trainer's own folder
     assert torch.equal(seen["spikes"]["features.lif1"], torch.stack([one[0].flatten() for one in heard[:4]]))
     assert seen["traces"] == {edge: {"pre", "post"} for edge in EDGES}
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_modules import ResumableLoader
 from lightning_modules.callbacks import ResumeRandomness
+from lightning_modules.data import EventDigitsDataModule
 from lightning_modules.random_state import random_state, set_random_state
 from tests.lightning_modules.helpers import assert_same, make_task, make_trainer, weights
 from tests.lightning_modules.processes import finish, start
@@ -115,6 +116,27 @@ def test_the_loader_goes_on_where_it_was(workers):
     assert torch.equal(torch.stack(list(again)), torch.stack(rest))
     assert again.state_dict()["served"] == 4
     assert len(list(again)) == 4  # the next epoch is whole
+
+
+def test_the_data_modules_go_on_where_they_were(small_digits):
+    """Order and augmentation of the third epoch, from its third batch on, in a data module made anew."""
+
+    def loader():
+        data = EventDigitsDataModule(num_samples=80, num_steps=4, batch_size=8, max_shift=2, event_drop=0.3)
+        data.setup()
+        made = data.train_dataloader()
+        made.sampler.set_epoch(2)
+        return made
+
+    first = loader()
+    batches = iter(first)
+    next(batches), next(batches)
+    state, rest = first.state_dict(), list(batches)
+    again = loader()
+    again.load_state_dict(state)
+    resumed = list(again)
+    assert len(resumed) == len(rest) > 1
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[2], b[2]) for a, b in zip(resumed, rest, strict=True))
 
 
 def test_a_finished_epoch_is_not_skipped():
