@@ -6,12 +6,14 @@ import signal
 import numpy as np
 import pytest
 import torch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_modules import ResumableLoader
 from lightning_modules.callbacks import ResumeRandomness
 from lightning_modules.data import EventDigitsDataModule
+from lightning_modules.data.loading import EpochSampler
 from lightning_modules.random_state import random_state, set_random_state
 from tests.lightning_modules.helpers import assert_same, make_task, make_trainer, weights
 from tests.lightning_modules.processes import finish, start
@@ -137,6 +139,23 @@ def test_the_data_modules_go_on_where_they_were(small_digits):
     resumed = list(again)
     assert len(resumed) == len(rest) > 1
     assert all(torch.equal(a[0], b[0]) and torch.equal(a[2], b[2]) for a, b in zip(resumed, rest, strict=True))
+
+
+def test_the_epoch_reaches_a_sampler_that_lightning_has_wrapped_for_several_processes():
+    wrapper = DistributedSamplerWrapper(EpochSampler(12, seed=3), num_replicas=2, rank=1, shuffle=False)
+    loader = ResumableLoader(Pairs(), 3, sampler=wrapper)
+    wrapper.set_epoch(5)
+    alone = EpochSampler(12, seed=3)
+    alone.set_epoch(5)
+    assert torch.cat([batch for batch in loader]).tolist() == [list(pair) for pair in alone][1::2]
+
+
+class Pairs(Dataset):
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, key):
+        return torch.tensor(key)
 
 
 def test_a_finished_epoch_is_not_skipped():
