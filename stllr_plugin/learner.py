@@ -141,6 +141,7 @@ class STLLRLearner(OptimizerFacade):
         self._captures = 0
         self._orders = 0
         self._single_step_updates = 0
+        self.model_calls = 0
         self.running_stream: weakref.ref[Stream] | None = None
         self._edge_names: dict[str, str] = {}
         self._sequence_neurons = {name for name, module, adapter in plan.neurons if adapter.is_sequence(module)}
@@ -168,10 +169,9 @@ class STLLRLearner(OptimizerFacade):
         return kind(self, plan.learning_signal, name, module, hidden_neurons(plan), seed)
 
     def _attach(self, plan: Plan) -> None:
-        for name, module, synapse in plan.synapses:
-            site = ModuleSite(self, name, module, synapse, plan.rules.get(name))
-            self._sites.append(site)
-            self._handles += site.attach()
+        # All sites are made before any is attached: making one may fail, in an adapter of the user's own.
+        synapses = [ModuleSite(self, name, module, kind, plan.rules.get(name)) for name, module, kind in plan.synapses]
+        self._sites += synapses
         for name, module, adapter in plan.neurons:
             own = [
                 OwnWeightSite(self, name, weight, plan.rules.get(f"{name}.{weight}")) for weight in adapter.weight_names
@@ -179,6 +179,9 @@ class STLLRLearner(OptimizerFacade):
             self._sites += own
             neuron = NeuronSite(self, name, module, adapter, plan.rules.get(name, plan.rule), own)
             self._neurons.append(neuron)
+        for synapse in synapses:
+            self._handles += synapse.attach()
+        for neuron in self._neurons:
             self._handles += neuron.attach()
         self._handles += [site.module.register_forward_pre_hook(site) for site in self._kept]
         for name, module in plan.lifts:
@@ -216,6 +219,7 @@ class STLLRLearner(OptimizerFacade):
             neuron.detach()
         for kept in self._kept:
             kept.release()
+        self.signal.restart()
         if self._ignored_before is None:
             self.model.__dict__.pop("_ddp_params_and_buffers_to_ignore", None)
         else:
@@ -327,6 +331,7 @@ class STLLRLearner(OptimizerFacade):
                 loss = closure()
         if self._enabled:
             self._check_captured()
+            self.signal.check_delivered()
             if self.check_finite:
                 self.assert_finite()
         self._inner.step()
@@ -351,6 +356,10 @@ class STLLRLearner(OptimizerFacade):
             reasons.append("no time step ran in training mode with gradients enabled since the last reset")
         else:
             reasons.append("loss.backward() did not reach a neuron or readout at a supervised step")
+            if not any(traces.edges for neuron in self._neurons for traces in neuron.layers()):
+                reasons.append(
+                    "no synapse that the learner knows feeds a neuron (a raw parameter in place of a layer?)"
+                )
         raise NoGradientCapturedError(
             "step() was called, but no synapse received a gradient of the rule since the last step: "
             f"{' and '.join(reasons)}. Nothing was updated. Run the model with model.train(), call loss.backward() on "

@@ -114,6 +114,12 @@ class Reinforcement(LearningSignal):
             self._accumulate(record, spikes)
         return spikes.detach()
 
+    def passed_over(self, site: NeuronSite) -> None:
+        """See the base class; eligibilities decay, and there is nothing to reward."""
+        clock = site.learner.supervision.clock
+        if clock != self._step:
+            self._begin_step(clock)
+
     def _begin_step(self, clock: int) -> None:
         self._step = clock
         self._records.clear()

@@ -105,6 +105,7 @@ class Stream:
                 f"found {type(x).__name__}."
             )
         keeps_time = learner.keeps_time
+        before = learner.supervision.steps_run
         handles: list[Any] = []
         for site in learner.neurons:
             memory = self._memories.setdefault(site.name, {})
@@ -118,6 +119,12 @@ class Stream:
                 handle.remove()
             for site in learner.neurons:
                 site.tap.streaming = False
+        if learner.supervision.steps_run - before > 1:
+            raise SequenceInputError(
+                f"stream(): the model ran {learner.supervision.steps_run - before} time steps when it was given one, "
+                "so its "
+                "loop over time is inside forward. Use learner.online(...), which needs no change to the model."
+            )
         if self._passes_state:
             output, self.state = output
         batch = x.shape[0]

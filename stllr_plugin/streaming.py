@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from stllr_plugin.errors import StateError
 from stllr_plugin.hooks import Hook, eager
 from stllr_plugin.neurons import find_keeper
+from stllr_plugin.neurons.base import map_tensors, rebuilt
 from stllr_plugin.nn import SequenceDropout
 
 if TYPE_CHECKING:
@@ -30,17 +31,6 @@ class OnlineRun:
 
     loss: Tensor | float = 0.0
     supervised_steps: int = 0
-
-
-def _detached(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, tuple):
-        items = [_detached(item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    if isinstance(value, list):
-        return [_detached(item) for item in value]
-    return value
 
 
 def run_online(
@@ -97,7 +87,7 @@ def _online(
                 (torch.Tensor.backward if backward is None else backward)(loss)
                 run.loss = run.loss + loss.detach()
                 run.supervised_steps += 1
-        return _detached(result)
+        return map_tensors(result, Tensor.detach)
 
     handle = output.register_forward_hook(_StepAction(act))
     try:
@@ -137,7 +127,7 @@ def run_two_pass(
                 items[place] = leaf = item.detach().requires_grad_()
                 step.append((place, leaf))
         records.append(step)
-        return tuple(items) if isinstance(result, tuple) else items[0]
+        return rebuilt(result, items)
 
     # First pass: the network leaves no graph; only what the caller's forward does with the outputs does.
     learner.disable()
@@ -179,7 +169,7 @@ def run_two_pass(
         pairs = [(tensor, gradient) for tensor, gradient in wanted if tensor.requires_grad]
         if pairs:
             torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
-        return _detached(result)
+        return map_tensors(result, Tensor.detach)
 
     handle = output.register_forward_hook(_StepAction(deliver))
     try:
@@ -229,6 +219,7 @@ class _Snapshot:
             for module in learner.model.modules()
             if (keeper := find_keeper(module)) is not None
         ]
+        self.states = [(neuron, neuron.adapter.save_states(neuron.module)) for neuron in learner.neurons]
         self.masks = [(m, m.mask) for m in learner.model.modules() if isinstance(m, SequenceDropout)]
         self.clock = learner.supervision.clock
         self.cpu = torch.get_rng_state()
@@ -245,6 +236,8 @@ class _Snapshot:
                 module._buffers[name] = buffer
         for keeper, module, saved in self.kept:
             keeper.restore(module, saved)
+        for neuron, states in self.states:
+            neuron.adapter.restore_states(neuron.module, states)
         for dropout, mask in self.masks:
             dropout.mask = mask
         self.learner.supervision.clock = self.clock

@@ -61,6 +61,12 @@ class Supervision:
 
     def extend(self, num_steps: int | None) -> None:
         """Announces further steps of the running sequence; None if their number is not known."""
+        if self.random is not None:
+            raise StateError(
+                f"supervise_random={self.random} draws its steps for a whole sequence beforehand, so a stream cannot "
+                "go on "
+                "from a state. Pass the whole sequence to one stream."
+            )
         if self.num_steps is None:
             return
         self.num_steps = None if num_steps is None else max(self.num_steps, self.clock + 1 + num_steps)

@@ -74,6 +74,7 @@ class NeuronTraces:
     Attributes:
         number: Which of the layers that the same synapses feed this is.
         steps: Time steps seen since the sequence began.
+        model_call: Number of the call of the whole model in which the last of them ran.
         edges: By (id of the synapse's site, number of the call within a step).
         posts: By (psi, lambda_post).
         last_membrane: Membrane that the last step returned (detached), and its version, to notice a new sequence.
@@ -83,6 +84,7 @@ class NeuronTraces:
 
     number: int = 0
     steps: int = 0
+    model_call: int = 0
     edges: dict[tuple[int, int], EdgeTraces] = field(default_factory=dict)
     posts: dict[tuple[Psi | None, float], PostTrace] = field(default_factory=dict)
     last_membrane: tuple[Tensor, int] | None = None

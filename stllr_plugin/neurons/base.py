@@ -7,6 +7,7 @@ spikes, which tensors are states, and what the neuron's own surrogate derivative
 
 from __future__ import annotations
 
+import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -126,15 +127,18 @@ class AttributeTap(MembraneTap):
     def _of(self, module: nn.Module) -> Callable[..., Any]:
         if self.own is not None:
             return self.own  # type: ignore[no-any-return]
+        child = module.__dict__.get("_modules", {}).get(self.name)
+        if child is not None:
+            return child
         # Methods are bound; static methods and other callables of the class are not.
         found = inspect.getattr_static(type(module), self.name)
         return found.__get__(module, type(module)) if hasattr(found, "__get__") else found  # type: ignore[no-any-return]
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the plain attribute; notes the arguments while open."""
         if self.open:
-            self.calls.append(args)
-        return self._plain(*args)
+            self.calls.append((*args, *kwargs.values()))
+        return self._plain(*args, **kwargs)
 
     def install(self) -> None:
         """Takes the attribute's place."""
@@ -150,6 +154,8 @@ class AttributeTap(MembraneTap):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """See the class."""
+        if isinstance(self._plain, nn.Module):
+            return copy.deepcopy(self._plain, memo)
         return self._of(memo.get(id(self.module), self.module))
 
     def __reduce__(self) -> Any:
@@ -187,6 +193,13 @@ def one_number(value: Any) -> float | None:
     if isinstance(value, Tensor):
         return float(value.detach()) if value.numel() == 1 else None
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def rebuilt(result: Any, items: list[Any]) -> Any:
+    """A module's result with other items: a tuple, named or not, or the single item."""
+    if not isinstance(result, tuple):
+        return items[0]
+    return type(result)(*items) if hasattr(result, "_fields") else tuple(items)
 
 
 class NeuronAdapter(ABC):
@@ -309,6 +322,14 @@ class NeuronAdapter(ABC):
     def state_buffers(self, module: nn.Module) -> tuple[str, ...]:
         """Names of the buffers of this module that hold states."""
         return ()
+
+    def save_states(self, module: nn.Module) -> Any:
+        """States that the module keeps outside of its buffers, to be given to :meth:`restore_states`."""
+        return None
+
+    def restore_states(self, module: nn.Module, saved: Any) -> None:
+        """Puts back what :meth:`save_states` gave."""
+        return
 
     def keeps_state(self, module: nn.Module) -> bool:
         """Whether the module keeps its states from step to step, so that they are not passed in and out."""

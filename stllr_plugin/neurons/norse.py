@@ -177,7 +177,7 @@ class _NorseAdapter(NeuronAdapter):
             state = args[1] if len(args) > 1 else kwargs.get("state")
             if state is not None or "state" not in memory:
                 return None
-            return (args[0], memory["state"]), {}
+            return (args[0] if args else kwargs["input_tensor"], memory["state"]), {}
 
         def keep(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             memory["state"] = output[1]
@@ -291,12 +291,13 @@ class NorseDelayedAdapter(NorseRecurrentAdapter):
         mark: Callable[[Tensor, tuple[Tensor, ...]], Tensor],
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """See the base class; the synaptic current i is what carries the input of the step before."""
+        x = args[0] if args else kwargs["input_tensor"]
         state = args[1] if len(args) > 1 else kwargs.get("state")
         if state is None:
-            state = map_tensors(module.state_fallback(args[0]), torch.Tensor.detach)  # type: ignore[operator]
-        first = args[0][0] if self.is_sequence(module) else args[0]
+            state = map_tensors(module.state_fallback(x), torch.Tensor.detach)  # type: ignore[operator]
+        first = x[0] if self.is_sequence(module) else x
         state = state._replace(i=mark(state.i, (first, state.z)))
-        return (args[0], state), {}
+        return (x, state), {}
 
 
 @register_adapter

@@ -12,6 +12,24 @@ from stllr_plugin.errors import StateError
 from stllr_plugin.neurons.base import AttributeTap, MembraneTap, NeuronAdapter, NeuronStep, map_tensors, one_number
 
 
+class _FiringTap(AttributeTap):
+    """Keeps what the method returned as well."""
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        super().__init__(module, name)
+        self.fired: list[Any] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().__call__(*args, **kwargs)
+        if self.open:
+            self.fired.append(result)
+        return result
+
+    def clear(self) -> None:
+        super().clear()
+        self.fired.clear()
+
+
 class FiringAdapter(NeuronAdapter):
     """Serves modules with a method of ``v = membrane - threshold`` that returns the spikes and is called once per step.
 
@@ -38,11 +56,17 @@ class FiringAdapter(NeuronAdapter):
 
     def matches(self, module: nn.Module) -> bool:
         """See the base class."""
-        return isinstance(module, self.kind)
+        return isinstance(module, getattr(self, "kind", ()))
+
+    def problems(self, module: nn.Module) -> list[str]:
+        """See the base class."""
+        if callable(getattr(module, self.fire, None)):
+            return []
+        return [f"it has no method {self.fire!r}; set `fire` of the adapter to the one that decides about spikes"]
 
     def make_tap(self, module: nn.Module) -> MembraneTap:
         """See the base class."""
-        return AttributeTap(module, self.fire)
+        return _FiringTap(module, self.fire)
 
     def read_step(self, module: nn.Module, tap: MembraneTap, output: Any) -> NeuronStep:
         """See the base class.
@@ -58,6 +82,19 @@ class FiringAdapter(NeuronAdapter):
                 f"{type(module).__name__}.{self.fire} was called {len(tap.calls)} times in one step; FiringAdapter "
                 "serves modules that call it once. Write an adapter whose read_step picks the membrane "
                 "(CONTRIBUTING.md)."
+            )
+        if len(tap.calls[0]) != 1:
+            raise StateError(
+                f"{type(module).__name__}.{self.fire} was called with {len(tap.calls[0])} arguments; FiringAdapter "
+                "serves "
+                "methods of one, v = membrane - threshold. Write an adapter whose read_step computes v "
+                "(CONTRIBUTING.md)."
+            )
+        if isinstance(tap, _FiringTap) and not any(spikes is fired for fired in tap.fired):
+            raise StateError(
+                f"{type(module).__name__} does not return what {self.fire} gave as the first of its outputs. Return "
+                "the "
+                "spikes first, unchanged, or write an adapter whose read_step picks them (CONTRIBUTING.md)."
             )
         (v,) = tap.calls[0]
         return NeuronStep(membrane=v, threshold_distance=v, spikes=spikes)
@@ -105,6 +142,15 @@ class FiringAdapter(NeuronAdapter):
     def returned_membrane(self, module: nn.Module, output: Any) -> Tensor | None:
         """See the base class."""
         return getattr(module, self.states[0]) if self.states else super().returned_membrane(module, output)
+
+    def save_states(self, module: nn.Module) -> Any:
+        """See the base class."""
+        return [map_tensors(getattr(module, name), lambda state: state.detach().clone()) for name in self.states]
+
+    def restore_states(self, module: nn.Module, saved: Any) -> None:
+        """See the base class."""
+        for name, state in zip(self.states, saved, strict=True):
+            setattr(module, name, state)
 
     def release_states(self, module: nn.Module) -> None:
         """See the base class."""

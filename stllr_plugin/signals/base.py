@@ -27,6 +27,15 @@ class LearningSignal:
         """Called with each neuron's grafted spikes; returns what the layers above see."""
         return spikes
 
+    def passed_over(self, site: NeuronSite) -> None:
+        """Called with each neuron at a step that is not supervised."""
+
+    def begins_anew(self) -> None:
+        """Called where a neuron shows that a new sequence has begun without a reset."""
+
+    def check_delivered(self) -> None:
+        """Called by ``step()``: raises if the signal had somewhere to go and did not get there."""
+
     def reaches(self, site: NeuronSite) -> bool:
         """Whether the signal comes to this neuron directly, so that nothing may reach it through other layers."""
         return False

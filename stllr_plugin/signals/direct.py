@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from stllr_plugin.errors import StateError
+from stllr_plugin.errors import NoGradientCapturedError, StateError
 from stllr_plugin.hooks import Hook, eager
+from stllr_plugin.neurons.base import rebuilt
 from stllr_plugin.signals.base import LearningSignal
 from stllr_plugin.signals.feedback import Feedback
 from stllr_plugin.sites import NeuronSite
@@ -52,6 +53,7 @@ class DirectSignal(LearningSignal):
         self.output = output
         self.feedback = self.make_feedback(hidden, seed)
         self._waiting: list[tuple[str, Tensor, int]] = []
+        self._awaits_error = False
 
     def make_feedback(self, hidden: list[str], seed: int) -> Feedback:
         """The feedback matrices of this signal."""
@@ -84,6 +86,7 @@ class DirectSignal(LearningSignal):
     def restart(self, *, keep_target: bool = False) -> None:
         """See the base class."""
         self._waiting.clear()
+        self._awaits_error = False
 
     def deliver(self, result: Any) -> Any:
         """Routes the error that will arrive at the outputs of this step to the hidden layers."""
@@ -109,10 +112,29 @@ class DirectSignal(LearningSignal):
                 f"The outputs of module {self.output_name!r} have different sizes; name the module that the loss sees."
             )
         projection = self.projection(seen, width)
-        routed = _ErrorFork.apply(projection, batch, len(outputs), *outputs, *[spikes for _, spikes in waiting])
+        self._awaits_error = True
+        hidden = [spikes for _, spikes in waiting]
+        routed = _ErrorFork.apply(self._noting(projection), batch, len(outputs), *outputs, *hidden)
         for place, output in zip(places, routed, strict=True):
             items[place] = output
-        return tuple(items) if isinstance(result, tuple) else items[0]
+        return rebuilt(result, items)
+
+    def _noting(self, projection: Projection) -> Projection:
+        def project(error: Tensor) -> list[Tensor]:
+            self._awaits_error = False
+            return projection(error)
+
+        return project
+
+    def check_delivered(self) -> None:
+        """See the base class."""
+        if self._awaits_error:
+            raise NoGradientCapturedError(
+                f"step() was called, but no error came to module {self.output_name!r}, which is taken for the output, "
+                "so "
+                "the hidden layers have learned nothing. Nothing was updated. Name the module that the loss sees with "
+                "output=."
+            )
 
     def _batch_first(self, name: str, spikes: Tensor) -> Tensor:
         """Spikes without the time dimension that sequence modules keep."""

@@ -53,7 +53,11 @@ class Feedback(MutableMapping[str, Tensor]):
         if name not in self.names:
             raise RuleError(f"There is no hidden spiking neuron named {name!r}; feedback goes to {self.names}.")
         matrix = matrix.detach()
-        self._matrices[name] = nn.Parameter(matrix.clone()) if self.trained else matrix
+        before = self._matrices.get(name)
+        if self.trained and before is not None:
+            before.data = matrix.clone()  # the same parameter, since an optimizer may hold it
+        else:
+            self._matrices[name] = nn.Parameter(matrix.clone()) if self.trained else matrix
 
     def __delitem__(self, name: str) -> None:
         """Drops a matrix; it will be made anew when needed."""

@@ -39,7 +39,6 @@ class LocalReadouts(TargetSignal):
         super().__init__(learner, name, output_name, output, hidden, seed)
         self._twin: Optimizer | None = None
         self._twin_state: dict[str, Any] | None = None
-        self._trained: list[str] = []
 
     def make_feedback(self, hidden: list[str], seed: int) -> Feedback:
         """See the base class."""
@@ -85,8 +84,12 @@ class LocalReadouts(TargetSignal):
                 assert matrix.grad is not None
                 torch.distributed.all_reduce(matrix.grad)
                 matrix.grad.div_(torch.distributed.get_world_size())
-        if self._twin is None or any(name not in self._trained for name in ready):
+        if self._twin is None:
             self._twin = self._make_twin(inner)
+        held = {id(matrix) for group in self._twin.param_groups for matrix in group["params"]}
+        added = [matrix for matrix in self.feedback.values() if id(matrix) not in held]
+        if added:
+            self._twin.add_param_group({"params": added})
         for group in self._twin.param_groups:
             group["lr"] = inner.param_groups[0]["lr"]
         self._twin.step()
@@ -94,7 +97,6 @@ class LocalReadouts(TargetSignal):
     def _make_twin(self, inner: Optimizer) -> Optimizer:
         accepted = inspect.signature(type(inner)).parameters
         settings = {name: value for name, value in inner.defaults.items() if name in accepted}
-        self._trained = list(self.feedback)
         try:
             twin = type(inner)(list(self.feedback.values()), **settings)
         except Exception as error:  # optimizers of others may ask for anything

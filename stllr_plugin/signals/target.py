@@ -35,6 +35,7 @@ class TargetSignal(DirectSignal):
         self.scale: float | Tensor = 1.0
         self.loss_scale = 1.0
         self._target: Tensor | None = None
+        self._used = False
 
     def set_target(self, target: Tensor, scale: float | Tensor, loss_scale: float) -> None:
         """Sets the target of the batch: class numbers [B] (integers), or values [B, C]; a factor, or one a sample.
@@ -56,6 +57,12 @@ class TargetSignal(DirectSignal):
                 )
             scale = scale.detach().unsqueeze(1)
         self._target, self.scale, self.loss_scale = target.detach(), scale, loss_scale
+        self._used = False
+
+    def begins_anew(self) -> None:
+        """See the base class; a target that has served one sequence is not taken for the next one's."""
+        if self._used:
+            self._target = None
 
     def restart(self, *, keep_target: bool = False) -> None:
         """See the base class."""
@@ -75,6 +82,7 @@ class TargetSignal(DirectSignal):
             StateError: If there is none, or it does not fit.
         """
         target = self._target
+        self._used = True
         if target is None:
             raise StateError(
                 f"learning_signal={self.name!r} needs the target of the batch: call learner.set_target(target) before "

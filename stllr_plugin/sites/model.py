@@ -39,6 +39,7 @@ class ModelSite:
     def before(self) -> None:
         """Notes where the sequence stands."""
         self._steps_before = self.learner.supervision.steps_run
+        self.learner.model_calls += 1
 
     def after(self, output: Any) -> Any:
         """Masks the output of one time step."""

@@ -160,7 +160,7 @@ class NeuronSite:
 
         At the first step they are calls on an input of zeros.
         """
-        x = args[0] if args else next(iter(kwargs.values()))
+        x = args[0] if args else kwargs.get("input_tensor", next(iter(kwargs.values())))
         if x.requires_grad:
             raise StateError(
                 f"Neuron {self.name!r} ({type(self.module).__name__}) passes no learning signal to the layers below, "
@@ -234,6 +234,7 @@ class NeuronSite:
                 "it is not carried over, the neurons are at different steps: call learner.reset() before each sequence."
             )
         traces.steps = index + 1
+        traces.model_call = learner.model_calls
         supervision.enter(index)
         self._check_lengths(membrane)
         with_graph = supervision.needs_graph(index)
@@ -254,6 +255,7 @@ class NeuronSite:
         posts, psi_carries = self._advance_posts(step, traces, inputs, with_graph)
         if not with_graph:
             result = self.adapter.replace(self.module, output, torch.Tensor.detach)
+            learner.signal.passed_over(self)
         else:
             root = get_gradient_edge(membrane) if calls else None
             gain = None if step.gain is None else step.gain.detach()
@@ -285,7 +287,9 @@ class NeuronSite:
             if traces.returned(opened.incoming):
                 return traces
         if opened.new_sequence and all(traces.steps for traces in layers):
-            if any(traces.steps > 1 for traces in layers):
+            another_call = any(traces.model_call != self.learner.model_calls for traces in layers)
+            if another_call or any(traces.steps > 1 for traces in layers):
+                self.learner.signal.begins_anew()
                 for traces in layers:  # the sequence before has ended
                     traces.restart()
             else:
@@ -323,6 +327,8 @@ class NeuronSite:
                     "reset_after_step=False and call learner.reset() where a sequence begins."
                 )
         if opened.new_sequence and not same:
+            if traces.steps:
+                self.learner.signal.begins_anew()
             traces.restart()
 
     def _advance_posts(
