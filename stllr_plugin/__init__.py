@@ -1,11 +1,12 @@
-"""stllr-plugin: train existing snnTorch and Norse models with S-TLLR, an online, temporally local learning rule.
+"""stllr-plugin: train existing spiking networks with S-TLLR, an online, temporally local learning rule.
 
 ::
 
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     optimizer = STLLRLearner(net, optimizer, rule="dvs_gesture")  # the one new line
 
-The package imports torch alone; what it knows about snnTorch and Norse loads when a model holds their modules.
+The package imports torch alone; what it knows about snnTorch, Norse and SpikingJelly loads when a model holds their
+modules.
 """
 
 from stllr_plugin.errors import (

@@ -48,11 +48,11 @@ _STATE_KEY = "stllr"
 
 
 class STLLRLearner(OptimizerFacade):
-    """Trains an existing snnTorch or Norse model with S-TLLR.
+    """Trains an existing snnTorch, Norse or SpikingJelly model with S-TLLR.
 
-    Attaching is all that is needed: from then on the gradients that ``loss.backward()`` leaves in ``.grad`` are those
-        of the rule. With
-    an optimizer the learner *is* that optimizer to everything that takes one (schedulers, GradScaler, Lightning)::
+    Attaching is all that is needed: from then on the gradients that ``loss.backward()`` leaves in ``.grad`` are those of
+    the rule. With an optimizer the learner *is* that optimizer to everything that takes one (schedulers, GradScaler,
+    Lightning)::
 
         optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
         optimizer = STLLRLearner(net, optimizer, rule="dvs_gesture")
