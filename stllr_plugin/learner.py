@@ -50,8 +50,8 @@ _STATE_KEY = "stllr"
 class STLLRLearner(OptimizerFacade):
     """Trains an existing snnTorch, Norse or SpikingJelly model with S-TLLR.
 
-    Attaching is all that is needed: from then on the gradients that ``loss.backward()`` leaves in ``.grad`` are those of
-    the rule. With an optimizer the learner *is* that optimizer to everything that takes one (schedulers, GradScaler,
+    Attaching is all that is needed: from then on the gradients that ``loss.backward()`` leaves in ``.grad`` are those
+    of the rule. With an optimizer the learner *is* that optimizer to everything that takes one (schedulers, GradScaler,
     Lightning)::
 
         optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
