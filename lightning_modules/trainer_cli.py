@@ -23,6 +23,7 @@ import lightning_modules.step_classification  # noqa: F401
 from lightning_modules.base import SpikingTask
 from lightning_modules.cli_texts import explain, our_error
 from lightning_modules.data import CacheError, DownloadError, EventDataError
+from lightning_modules.rule_options import whole_rule
 
 
 class Parser(LightningArgumentParser):
@@ -78,7 +79,16 @@ class STLLRCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse without Lightning's warning about arguments that are given from Python, as our own ``main`` does."""
-        self.config = parser.parse_args(args) if args is None or isinstance(args, list) else parser.parse_object(args)
+        if args is not None and not isinstance(args, list):
+            self.config = parser.parse_object(args)
+            return
+
+        def rule_of(words: list[str]) -> Any:
+            config = parser.parse_args(words)
+            settings = config.get(config.get("subcommand") or "", config)
+            return settings["model"]["init_args"].get("rule")
+
+        self.config = parser.parse_args(whole_rule(sys.argv[1:] if args is None else args, rule_of))
 
     def instantiate_classes(self) -> None:
         """Build everything; values that our own classes refuse are errors in the arguments, not crashes."""

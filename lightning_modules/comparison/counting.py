@@ -140,7 +140,7 @@ class _Meter:
         if traced:
             inputs = self._traces[name] = self._traces.get(name, inputs) | inputs
         when = self._valid[self._t] if self.learning.through_time else self._supervised[self._t]
-        spiking = bool(edge and edge["spiking"])
+        spiking = bool(edge and edge["spiking"] and self._spikes_count(edge["neuron"]))
         terms = int(bool(rule["alpha_pre"] and not traced) or (not spiking and not traced))
         terms += int(spiking and bool(rule["alpha_post"]))
         self._add(layer, "learning_additions", terms * spikes * when)
@@ -150,6 +150,10 @@ class _Meter:
         taken_down = self.learning.through_time or (self.learning.signal == "bp" and not layer["recurrent"])
         if taken_down and not layer["first"]:
             self._add(layer, "learning_macs", layer["connections"] * when)
+
+    def _spikes_count(self, neuron: str) -> bool:
+        """Whether it is a hidden neuron; of a readout's, the loss sees the membrane alone."""
+        return any(neuron == name or neuron.startswith(f"{name}.") for name in self.rates)
 
     def _neuron(self, name: str) -> Callable[..., None]:
         def hook(module: Any, args: Any, output: Any) -> None:

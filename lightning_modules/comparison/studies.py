@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_modules.cli_texts import did_you_mean
 from lightning_modules.comparison.experiment import RULE, Experiment, Variant
+from lightning_modules.rule_options import plain_value
 from lightning_modules.rules import make_rule
 from stllr_plugin import STLLRRule
 
@@ -95,7 +95,7 @@ def read_grid(words: Sequence[str]) -> dict[str, list[Any]]:
             raise StudyError(f"--grid: {name} is there twice. Put all its values together: {name}=VALUE,VALUE.")
         if name in ("seed_everything", "trainer.default_root_dir"):
             raise StudyError(f"--grid: {name} cannot be varied. Seeds are given with --seeds.")
-        axes[name] = list(dict.fromkeys(_value(text) for text in _split(values)))
+        axes[name] = list(dict.fromkeys(plain_value(text) for text in _split(values)))
         if not axes[name]:
             raise StudyError(f"--grid {word}: {name} has no values, so the grid is empty. Give some, {example}.")
     return axes
@@ -164,16 +164,6 @@ def _split(text: str) -> list[str]:
         else:
             parts[-1] += letter
     return [part.strip() for part in parts if part.strip()]
-
-
-def _value(text: str) -> Any:
-    if text in ("None", "null"):
-        return None
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
-    return text if isinstance(value, (list, dict)) else value
 
 
 def _label(value: Any) -> str:

@@ -5,7 +5,7 @@ import snntorch as snn
 import torch
 from torch import nn
 
-from lightning_modules import SpikingClassifier
+from lightning_modules import RecurrentSNN, SpikingClassifier
 from lightning_modules.comparison.costs import (
     Learning,
     counted_energy,
@@ -67,8 +67,8 @@ def test_energy():
     assert [format_count(x) for x in (12, 4500, 2.5e6, 1.234e9)] == ["12", "4.5 k", "2.5 M", "1.23 G"]
 
 
-def edge(synapse, rule, spiking=True):
-    return {"synapse": synapse, "rule": rule.describe(), "spiking": spiking}
+def edge(synapse, rule, neuron="1"):
+    return {"synapse": synapse, "neuron": neuron, "rule": rule.describe(), "spiking": True}
 
 
 @pytest.mark.parametrize(
@@ -165,6 +165,28 @@ def test_operations_of_a_small_network_written_out(algorithm):
     assert found["rates"] == pytest.approx({"1": fired / sum(lengths)})
     assert (found["connections"], found["neurons"], found["samples"]) == (18, 5, 2)
     assert task.training and not any(module._forward_hooks for module in network.modules())
+
+
+def test_a_readout_of_membranes_has_one_product_and_recurrence_passes_nothing_down():
+    """Learning of a recurrent network 6-5-3, all steps supervised: only the input layer's products are as in others."""
+    network = RecurrentSNN(6, hidden=5, num_classes=3, threshold=0.2)
+    rule = STLLRRule.preset("dvs_gesture")
+    pairs = (("fc1", "lif1"), ("lif1.recurrent", "lif1"), ("readout.linear", "readout.integrator"))
+    edges = [edge(synapse, rule, neuron) for synapse, neuron in pairs]
+    task = SpikingClassifier(network, num_classes=3, rule=rule)
+    frames = torch.ones(1, 4, 6)
+    spikes = []
+    handle = network.lif1.register_forward_hook(lambda module, args, output: spikes.append(output[0].detach() != 0))
+    layers = count_operations(task, [(frames, torch.tensor([4]), torch.tensor([0]))], edges)["layers"]
+    handle.remove()
+    assert torch.stack(spikes).any()
+    seen = torch.stack(spikes).int().cumsum(0) > 0  # neurons that have spiked so far, [T, 5]
+    one_earlier = torch.cat((torch.zeros(1, 5, dtype=torch.bool), seen[:-1]))
+
+    assert layers["fc1"]["learning_macs"] == layers["fc1"]["learning_additions"] == 4 * 6 * 5
+    assert layers["readout.linear"]["learning_additions"] == 0
+    assert layers["readout.linear"]["learning_macs"] == 3 * int(seen.sum()) + 4 * 15
+    assert layers["lif1.recurrent"]["learning_macs"] == 5 * int(one_earlier.sum())
 
 
 def test_learning_is_read_from_the_edges():
