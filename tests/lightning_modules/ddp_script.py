@@ -8,11 +8,13 @@ import sys
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DistributedSampler, TensorDataset
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), *[os.pardir] * 2))
 
+from lightning_modules import ResumableLoader  # noqa: E402
 from tests.lightning_modules.helpers import make_batch, make_network, make_task  # noqa: E402
 
 
@@ -28,26 +30,32 @@ class CountReductions(Callback):
         return allreduce_hook(None, bucket)
 
 
-def main(algorithm, loop, processes, output, nodes=1, accumulate=1):
-    task = make_task(make_network(readout="leaky"), algorithm=algorithm, loop=loop, supervise_last=2, gradient_clip=1.0)
+def main(algorithm, loop, processes, output, nodes=1, accumulate=1, folder=None, checkpoint=None):
+    network = make_network(readout="leaky", dropout=0.3 if folder else 0.0)
+    task = make_task(network, algorithm=algorithm, loop=loop, supervise_last=2, gradient_clip=1.0)
     data = TensorDataset(*make_batch(16, steps=5, lengths=[5, 4, 3, 5] * 4))
     rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
     sampler = DistributedSampler(data, processes, rank, shuffle=False)
-    loader = DataLoader(data, 8 // processes // accumulate, sampler=sampler)
+    loader = ResumableLoader(data, 8 // processes // accumulate, sampler=sampler)
     reductions = CountReductions()
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    callbacks = [reductions]
+    if folder:
+        torch.manual_seed(2 * rank + (checkpoint is not None))
+        callbacks.append(ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1))
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
     trainer = Trainer(
         max_epochs=2,
+        enable_checkpointing=folder is not None,
         accelerator="cpu",
         devices=processes // nodes,
         num_nodes=nodes,
         accumulate_grad_batches=accumulate,
         strategy="ddp" if processes > 1 else "auto",
         use_distributed_sampler=False,
-        callbacks=[reductions],
+        callbacks=callbacks,
         **quiet,
     )
-    trainer.fit(task, loader, loader)
+    trainer.fit(task, loader, loader, ckpt_path=checkpoint)
     result = {
         "weights": task.network.state_dict(),
         "reductions": reductions.count,
@@ -59,4 +67,4 @@ def main(algorithm, loop, processes, output, nodes=1, accumulate=1):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], *map(int, sys.argv[5:]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], *map(int, sys.argv[5:7]), *sys.argv[7:])

@@ -65,3 +65,16 @@ def test_two_nodes_equal_one_process(tmp_path, loop):
         )
     )
     assert_equal(alone, results(output, 2))
+
+
+@pytest.mark.slow
+def test_two_processes_resume_in_mid_epoch(tmp_path):
+    """With dropout: each process goes on with random numbers of its own."""
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    common = (SCRIPT, "stllr", "online", 2)
+    finish(start(*common, straight, 1, 1, tmp_path / "first"))
+    finish(start(*common, resumed, 1, 1, tmp_path / "second", tmp_path / "first" / "step=1.ckpt"))
+    for before, after in zip(results(straight, 2), results(resumed, 2), strict=True):
+        assert before["steps"] == after["steps"] == 4
+        for name, weight in before["weights"].items():
+            torch.testing.assert_close(after["weights"][name], weight, rtol=1e-6, atol=1e-6)

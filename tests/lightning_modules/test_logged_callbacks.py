@@ -86,7 +86,7 @@ def test_norms_are_those_before_clipping():
 # Pictures.
 
 
-@pytest.mark.parametrize("algorithm", ["stllr", "bptt"])
+@pytest.mark.parametrize("algorithm", ["stllr", pytest.param("bptt", marks=pytest.mark.slow)])
 def test_pictures_as_files_with_the_csv_logger(algorithm, tmp_path):
     logger = CSVLogger(tmp_path)
     fit(make_task(algorithm=algorithm), SequencePictures(every_n_epochs=2), logger=logger, max_epochs=3)
@@ -176,7 +176,7 @@ def test_the_report_lies_beside_the_csv_log(tmp_path, caplog):
         ({"loop": "automatic"}, {}, {2, 4, 6}),
         ({"algorithm": "bptt"}, {}, {2, 4, 6}),
         ({"loop": "online"}, {"accumulate_grad_batches": 2}, {2, 4}),
-        ({"loop": "automatic"}, {"accumulate_grad_batches": 2}, {2, 4}),
+        pytest.param({"loop": "automatic"}, {"accumulate_grad_batches": 2}, {2, 4}, marks=pytest.mark.slow),
         ({"update_every": 3}, {}, {2, 4, 6, 8, 10, 12}),  # two updates a batch
     ],
 )

@@ -63,7 +63,7 @@ def test_accumulation_ends_with_the_epoch_and_steps_the_schedule_once_per_update
     assert_same(*results, 1e-6)
 
 
-@pytest.mark.parametrize("algorithm", ["norm", "value"])
+@pytest.mark.parametrize("algorithm", ["norm", pytest.param("value", marks=pytest.mark.slow)])
 def test_the_trainers_clipping_acts_in_both_loops(algorithm):
     options = {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": algorithm}
     online, _ = trained(make_loader(), options, loop="online")
@@ -105,7 +105,7 @@ class Scaled(MixedPrecision):
     ("loop", "options"),
     [
         ("online", {}),
-        ("automatic", {}),
+        pytest.param("automatic", {}, marks=pytest.mark.slow),
         ("online", {"algorithm": "tess"}),
         ("automatic", {"learning_signal": "local"}),
         pytest.param("online", {"algorithm": "bptt"}, marks=pytest.mark.slow),
@@ -151,7 +151,7 @@ def test_a_step_that_the_scaler_skips_changes_nothing(loop):
     assert trainer.precision_plugin.scaler.get_scale() == 4.0
 
 
-@pytest.mark.parametrize("algorithm", ["stllr", "tess"])
+@pytest.mark.parametrize("algorithm", ["stllr", pytest.param("tess", marks=pytest.mark.slow)])
 def test_loops_agree_in_bfloat16(algorithm):
     results = [
         weights(trained(make_loader(), {"precision": "bf16-mixed"}, loop=loop, algorithm=algorithm)[0])
