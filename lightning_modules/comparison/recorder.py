@@ -100,6 +100,11 @@ class Recorder(Callback):
             metrics |= self._test(trainer, pl_module)
         self.epochs.append({"seconds": seconds, **metrics})
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Test the last epoch if nothing said beforehand that it would be the last."""
+        if self.epochs and "test_accuracy" not in self.epochs[-1]:
+            self.epochs[-1] |= self._test(trainer, pl_module)
+
     def _better(self, metrics: Epoch) -> bool:
         if self.monitor not in metrics:
             return False

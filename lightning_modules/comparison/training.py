@@ -20,6 +20,7 @@ from lightning_modules.comparison.counting import count_operations
 from lightning_modules.comparison.experiment import Experiment, Variant, choosing, quiet_seeding
 from lightning_modules.comparison.recorder import Recorder, test_batches
 from lightning_modules.comparison.store import Store
+from lightning_modules.data import CacheError, DownloadError, EventDataError
 
 Say = Callable[[str], None]
 CHECKPOINT = "last.ckpt"
@@ -148,11 +149,16 @@ def look(experiment: Experiment) -> dict[str, Any]:
             cli.datamodule.setup("fit")
             frames, lengths, labels = next(iter(cli.datamodule.train_dataloader()))
         except Exception as error:
-            ours = our_error(error, ("lightning_modules", "stllr_plugin")) or error
-            if not isinstance(ours, (ValueError, FileNotFoundError)):
+            ours = our_error(error, ("lightning_modules", "stllr_plugin"))
+            if ours is None and not isinstance(error, (EventDataError, DownloadError, CacheError, FileNotFoundError)):
                 raise
-            hint = "\nSay where the data are: --data.path PATH" if _names_path(experiment) else ""
-            raise RunError(f"The data cannot be used: {ours}{hint}") from error
+            said = str(ours or error)
+            hint = (
+                ""
+                if "--data.path" in said or not _names_path(experiment)
+                else "\nIf they are elsewhere: --data.path PATH"
+            )
+            raise RunError(f"The data cannot be used: {said}{hint}") from error
         report = getattr(cli.datamodule, "report", None)
         facts = report() if callable(report) else {}
     return {

@@ -156,6 +156,14 @@ def test_algorithms_see_the_same_batches_and_start_from_the_same_weights(experim
     assert results[0]["test_chosen"] == results[0]["test_last"]
 
 
+def test_the_last_epoch_is_tested_even_where_steps_end_the_training(experiment, tmp_path):
+    """Six of twelve steps: the second epoch is cut short, and a rising metric has chosen the first one."""
+    ended = Experiment([*ARGUMENTS, "--trainer.max_steps=6", "--model.optimizer.init_args.lr=0.0"])
+    result = train(ended, STLLR, 0, Store(tmp_path, ended.settings), every_epoch=False, say=quietly)
+    assert result["chosen"] == 0 and len(result["epochs"]) == 2
+    assert result["test_last"] == result["test_chosen"]  # nothing was learned at this rate
+
+
 def test_facts_before_training_and_data_that_are_not_there(experiment):
     found = look(experiment)
     assert (found["num_steps"], found["batch_size"], found["frame_shape"]) == (6, 16, [2, 17, 17])
