@@ -129,7 +129,7 @@ class AttributeTap(MembraneTap):
             return self.own  # type: ignore[no-any-return]
         child = module.__dict__.get("_modules", {}).get(self.name)
         if child is not None:
-            return child
+            return child  # type: ignore[no-any-return]
         # Methods are bound; static methods and other callables of the class are not.
         found = inspect.getattr_static(type(module), self.name)
         return found.__get__(module, type(module)) if hasattr(found, "__get__") else found  # type: ignore[no-any-return]
