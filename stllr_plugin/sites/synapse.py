@@ -221,7 +221,7 @@ class ModuleSite(SynapseSite):
         elif min(steps) < clock:
             raise StateError(
                 f"The input of synapse {self.name!r} joins outputs of this time step with some of an earlier one that "
-                "still have their graph. Nothing may flow between time steps. If you carry something over, detach it "
+                "still have their graph. Nothing may flow between time steps: detach what you carry over "
                 "(spikes.detach()); if you sum or average over time, apply the layer at each step and sum its "
                 "outputs, or "
                 f"leave it to ordinary gradients with exclude=[{self.name!r}]."

@@ -66,7 +66,9 @@ def aedat3(events, per_packet=50, invalid=(), others=True, end=True):
 
 def lz4_frame(data, blocks=2):
     """Literals alone, in blocks; what compresses is tested with the real file."""
-    out = bytearray(struct.pack("<IBBB", 0x184D2204, 0b01000000, 0x40, 0))
+    out = bytearray(
+        struct.pack("<IBBB", 0x184D2204, 0b01000000, 0x40, 0xC0)
+    )  # the last byte is the checksum of the two before it
     for part in np.array_split(np.frombuffer(data, np.uint8), blocks):
         length = len(part)
         sequence = bytearray([min(length, 15) << 4])

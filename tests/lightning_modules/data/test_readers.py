@@ -145,7 +145,7 @@ def test_dat_that_ends_in_its_header_is_named(tmp_path):
     ],
 )
 def test_lz4_blocks(packed, plain):
-    head = bytes.fromhex("04224d18") + bytes([0x40, 0x40, 0])
+    head = bytes.fromhex("04224d18") + bytes([0x40, 0x40, 0xC0])
     frame = head + len(packed).to_bytes(4, "little") + packed + bytes(4)
     assert decompress_lz4(frame) == plain
     raw = head + (len(plain) | 1 << 31).to_bytes(4, "little") + plain + bytes(4)
@@ -154,7 +154,7 @@ def test_lz4_blocks(packed, plain):
 
 @pytest.mark.parametrize("packed", [bytes([0x10]) + b"a" + bytes([9, 0]), bytes([0xF0]), bytes([0x50]) + b"ab"])
 def test_lz4_damage(packed):
-    head = bytes.fromhex("04224d18") + bytes([0x40, 0x40, 0])
+    head = bytes.fromhex("04224d18") + bytes([0x40, 0x40, 0xC0])
     with pytest.raises(ValueError, match="LZ4"):
         decompress_lz4(head + len(packed).to_bytes(4, "little") + packed + bytes(4))
     with pytest.raises(ValueError, match="LZ4"):
