@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.cases import wiring  # noqa: F401  registers more structures
 from tests.cases.case import Case
 from tests.cases.drive import attach, gradients, relative_errors, run_steps
 from tests.cases.modules import CaseNet
@@ -71,9 +72,9 @@ def test_without_traces_it_is_plain_autograd_with_detached_states(kind: str, nam
 
 @pytest.mark.parametrize(("kind", "name"), cases())
 def test_with_the_leak_as_decay_it_is_ottt(kind: str, name: str) -> None:
-    if name in ("shared_synapse", "two_inputs_one_synapse"):
-        pytest.skip("one synapse called on two inputs has two traces; the written-out OTTT here has one")
     case = find(kind, name)
+    if any(node.is_synapse and "shares" in node.options for node in case.net.nodes):
+        pytest.skip("one synapse called on two inputs has two traces; the written-out OTTT here has one")
     decay = leak_of(case)
     model = CaseNet(case.net, hidden=case.hidden)
     with ottt(model, decay) as clock:

@@ -53,7 +53,8 @@ class DirectSignal(LearningSignal):
         self.output = output
         self.feedback = self.make_feedback(hidden, seed)
         self._waiting: list[tuple[str, Tensor, int]] = []
-        self._awaits_error = False
+        # Since the last update: whether an error could have come to the output, and whether one has.
+        self._awaited = self._came = False
 
     def make_feedback(self, hidden: list[str], seed: int) -> Feedback:
         """The feedback matrices of this signal."""
@@ -86,7 +87,7 @@ class DirectSignal(LearningSignal):
     def restart(self, *, keep_target: bool = False) -> None:
         """See the base class."""
         self._waiting.clear()
-        self._awaits_error = False
+        self._awaited = self._came = False
 
     def deliver(self, result: Any) -> Any:
         """Routes the error that will arrive at the outputs of this step to the hidden layers."""
@@ -112,7 +113,7 @@ class DirectSignal(LearningSignal):
                 f"The outputs of module {self.output_name!r} have different sizes; name the module that the loss sees."
             )
         projection = self.projection(seen, width)
-        self._awaits_error = True
+        self._awaited = True
         hidden = [spikes for _, spikes in waiting]
         routed = _ErrorFork.apply(self._noting(projection), batch, len(outputs), *outputs, *hidden)
         for place, output in zip(places, routed, strict=True):
@@ -121,20 +122,20 @@ class DirectSignal(LearningSignal):
 
     def _noting(self, projection: Projection) -> Projection:
         def project(error: Tensor) -> list[Tensor]:
-            self._awaits_error = False
+            self._came = True
             return projection(error)
 
         return project
 
     def check_delivered(self) -> None:
         """See the base class."""
-        if self._awaits_error:
+        if self._awaited and not self._came:
             raise NoGradientCapturedError(
                 f"step() was called, but no error came to module {self.output_name!r}, which is taken for the output, "
-                "so "
-                "the hidden layers have learned nothing. Nothing was updated. Name the module that the loss sees with "
-                "output=."
+                "so the hidden layers have learned nothing. Nothing was updated. Name the module that the loss sees "
+                "with output=."
             )
+        self._awaited = self._came = False
 
     def _batch_first(self, name: str, spikes: Tensor) -> Tensor:
         """Spikes without the time dimension that sequence modules keep."""

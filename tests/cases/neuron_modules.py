@@ -112,7 +112,7 @@ def _norse_parameters(node: Node, family: str) -> Any:
     }[family]
     # 0-dim float64 constants: they keep a float64 network exact and do not promote a float32 one
     constants: dict[str, Any] = {
-        key: torch.as_tensor(options.get(key, default), dtype=torch.float64).clone()
+        key: torch.as_tensor(options.get(key, default), dtype=torch.float64).detach().clone()  # IAF marks its default
         for key, default in parameters._field_defaults.items()
         if isinstance(default, Tensor)
     }

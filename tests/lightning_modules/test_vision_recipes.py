@@ -1,5 +1,6 @@
 """The YAML files of the public event-camera sets: each builds the paper's network, and trains by every algorithm."""
 
+import logging
 from itertools import product
 from pathlib import Path
 
@@ -113,10 +114,12 @@ def test_resnet18_instead(name, algorithm, arguments):
     assert main(["fit", *arguments(name, *options)]) == 0
 
 
-def test_settings_of_the_published_code(arguments, capsys, caplog):
+def test_settings_of_the_published_code(arguments, monkeypatch, capsys, caplog):
+    # Lightning keeps its messages to itself or not, depending on what had been imported before it.
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
     options = ["--data.val_users=0", "--data.uncut_test=true", "--model.network.width=0.0625"]
     limits = [f"--trainer.limit_{part}_batches=1" for part in ("train", "val", "test")]
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", "lightning.pytorch"):
         assert main(["fit", *arguments("dvs_gesture", *options, *limits, "--trainer.max_epochs=1")]) == 0
     assert "test uncut" in caplog.text and "validated on the test samples" in caplog.text
     assert "test_accuracy" in capsys.readouterr().out
