@@ -6,6 +6,7 @@ import math
 import platform
 import shutil
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,10 +65,11 @@ def train(
         try:
             result = _fit(experiment, variant, seed, every_epoch, folder, checkpoint, callbacks)
         except (RuntimeError, EOFError, KeyError, OSError) as error:
-            if not _unreadable(checkpoint):
+            if not _damaged(checkpoint):
                 raise
             say(
-                f"{variant.name}, seed {seed}: the checkpoint cannot be read ({type(error).__name__}), starts again ..."
+                f"{variant.name}, seed {seed}: the checkpoint {checkpoint} is damaged and cannot be read ({error}), "
+                "starts again ..."
             )
             result = _fit(experiment, variant, seed, every_epoch, folder, None, callbacks)
     else:
@@ -192,12 +194,13 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def _unreadable(checkpoint: Path) -> bool:
+def _damaged(checkpoint: Path) -> bool:
+    """Whether the file is cut off or its checksums are wrong (checkpoints are zip archives)."""
     try:
-        torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception:
+        with zipfile.ZipFile(checkpoint) as archive:
+            return archive.testzip() is not None
+    except zipfile.BadZipFile:
         return True
-    return False
 
 
 def _line(result: dict[str, Any]) -> str:

@@ -195,6 +195,12 @@ def one_number(value: Any) -> float | None:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
+def reset_rows(state: Tensor, mask: Tensor, start: Tensor | float = 0.0) -> Tensor:
+    """A state [B, ...] with the samples of a bool mask [B] at their start; out of place and detached."""
+    rows = mask.to(state.device).view(-1, *[1] * (state.dim() - 1))
+    return torch.where(rows, torch.as_tensor(start).to(state), state.detach())
+
+
 def rebuilt(result: Any, items: list[Any]) -> Any:
     """A module's result with other items: a tuple, named or not, or the single item."""
     if not isinstance(result, tuple):

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from stllr_plugin.errors import StateError
-from stllr_plugin.neurons.base import AttributeTap, MembraneTap, NeuronAdapter, NeuronStep, map_tensors, one_number
+from stllr_plugin.neurons.base import (
+    AttributeTap,
+    MembraneTap,
+    NeuronAdapter,
+    NeuronStep,
+    map_tensors,
+    one_number,
+    reset_rows,
+)
 
 
 class _FiringTap(AttributeTap):
@@ -164,7 +172,6 @@ class FiringAdapter(NeuronAdapter):
                 return state.new_zeros(())
             if state.dim() == 0:
                 return state
-            rows = mask.to(state.device).view(-1, *[1] * (state.dim() - 1))
-            return torch.where(rows, torch.zeros_like(state), state.detach())
+            return reset_rows(state, mask)
 
         self._change(module, reset)

@@ -26,6 +26,7 @@ from stllr_plugin.neurons.base import (
     one_number,
     register_adapter,
     register_refusal,
+    reset_rows,
 )
 from stllr_plugin.synapses import Synapse, register_synapse
 
@@ -148,7 +149,7 @@ class SnnTorchAdapter(NeuronAdapter):
         for name in self.state_buffers(module):
             state = module._buffers[name]
             if state is not None and state.dim() > 0 and state.shape[0] == mask.shape[0]:
-                module._buffers[name] = _cleared(state, mask)
+                module._buffers[name] = reset_rows(state, mask)
 
 
 def _detached(value: Any) -> Any:
@@ -223,7 +224,7 @@ class DeltaLeakyAdapter(SnnTorchAdapter):
         if mask is None:
             neuron.reset_mem()
         elif isinstance(neuron.mem, Tensor):
-            neuron.mem, neuron.mem_prev = _cleared(neuron.mem, mask), _cleared(neuron.mem_prev, mask)
+            neuron.mem, neuron.mem_prev = reset_rows(neuron.mem, mask), reset_rows(neuron.mem_prev, mask)
 
 
 def _refusal(module: nn.Module) -> str | None:
@@ -335,11 +336,6 @@ class StateLeakyReadoutAdapter(StateLeakyAdapter):
         """See the base class."""
         super().read_step(module, tap, (output, output))
         return NeuronStep(output, None, None)
-
-
-def _cleared(state: Tensor, mask: Tensor) -> Tensor:
-    rows = mask.to(state.device).view(-1, *[1] * (state.dim() - 1))
-    return torch.where(rows, torch.zeros_like(state), state.detach())
 
 
 @register_refusal

@@ -31,6 +31,7 @@ from stllr_plugin.neurons.base import (
     register_adapter,
     register_keeper,
     register_refusal,
+    reset_rows,
 )
 
 if not hasattr(neuron.BaseNode, "single_step_functional_forward"):
@@ -201,8 +202,7 @@ class _Memories(StateKeeper):
 def _restarted(state: Tensor, mask: Tensor, start: Tensor) -> Tensor:
     if state.dim() == 0 or state.shape[0] != mask.shape[0]:
         return state
-    rows = mask.to(state.device).view(-1, *[1] * (state.dim() - 1))
-    return torch.where(rows, start.to(state), state.detach())
+    return reset_rows(state, mask, start)
 
 
 # Layers of SpikingJelly with weights derive from these.
