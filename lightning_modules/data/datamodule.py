@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
-from torch.utils.data import DataLoader
-
-from lightning_modules.resumable import ResumableLoader
 
 from .augment import Augmentation
 from .frames import Binning, FrameStore, bin_events
-from .loading import EpochSampler, FrameDataset, pad_collate
+from .loading import FrameDataset
 from .packed import PackedEvents
+from .part_loaders import PartLoaders
 
 PARTS = ("train", "val", "test")
 
 Split = Mapping[str, npt.NDArray[np.int64]]
 
 
-class EventFrameDataModule(pl.LightningDataModule, ABC):
+class EventFrameDataModule(PartLoaders):
     """Labelled event recordings as frames.
 
     Batches are ``(frames [B, T, C, H, W] float32, lengths [B] int64, labels [B] int64)``, batch first; channel 0 counts
@@ -177,31 +174,3 @@ class EventFrameDataModule(pl.LightningDataModule, ABC):
             "clip": self.clip,
             "augmentation": asdict(self.augmentation),
         }
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled by `EpochSampler`; augmented."""
-        return self._loader("train", EpochSampler(len(self.dataset("train")), self.seed))
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """In order, as recorded."""
-        return self._loader("val")
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """In order, as recorded."""
-        return self._loader("test")
-
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """The test samples."""
-        return self._loader("test")
-
-    def _loader(self, part: str, sampler: EpochSampler | None = None) -> DataLoader[Any]:
-        kind = ResumableLoader if part == "train" else DataLoader
-        return kind(
-            self.dataset(part),
-            batch_size=self.batch_size,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            collate_fn=pad_collate,
-            pin_memory=self.pin_memory,
-            persistent_workers=self.num_workers > 0,
-        )

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from lightning_modules.resumable import ResumableLoader
-
-from .loading import EpochSampler, pad_collate
+from .loading import pad_collate
+from .part_loaders import PartLoaders
 
 PARTS = ("train", "val", "test")
 
 
-class SequenceDataModule(pl.LightningDataModule, ABC):
+class SequenceDataModule(PartLoaders):
     """Labelled sequences; batches are ``(frames [B, T, ...] float32, lengths [B] int64, labels)``, batch first.
 
     A subclass says what there is (`load_datasets`) and what it is called. Training samples come in an order that
@@ -72,11 +70,6 @@ class SequenceDataModule(pl.LightningDataModule, ABC):
     def load_datasets(self) -> Mapping[str, Dataset[Any]]:
         """The samples of "train", "val" and "test"."""
 
-    @property
-    def collate(self) -> Callable[[Sequence[Any]], tuple[Tensor, Tensor, Tensor]]:
-        """Makes a batch of samples."""
-        return pad_collate
-
     def setup(self, stage: str | None = None) -> None:
         """Loads and splits the recordings, once for all stages."""
         if not self._datasets:
@@ -97,34 +90,6 @@ class SequenceDataModule(pl.LightningDataModule, ABC):
         sizes = {part: len(self.dataset(part)) for part in PARTS}
         shape = tuple(self.dataset("train")[0][0].shape[1:]) if sizes["train"] else ()
         return {"dataset": self.dataset_name, "split": self.split_name, **sizes, "frame_shape": shape}
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled by `EpochSampler`; augmented."""
-        return self._loader("train", EpochSampler(len(self.dataset("train")), self.seed))
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """In order, as recorded."""
-        return self._loader("val")
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """In order, as recorded."""
-        return self._loader("test")
-
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """The test samples."""
-        return self._loader("test")
-
-    def _loader(self, part: str, sampler: EpochSampler | None = None) -> DataLoader[Any]:
-        kind = ResumableLoader if part == "train" else DataLoader
-        return kind(
-            self.dataset(part),
-            batch_size=self.batch_size,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            collate_fn=self.collate,
-            pin_memory=self.pin_memory,
-            persistent_workers=self.num_workers > 0,
-        )
 
 
 def pad_collate_steps(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
