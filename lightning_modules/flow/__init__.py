@@ -1,0 +1,1 @@
+"""Optical flow: batches, warping, losses, metrics and pictures."""
