@@ -1,0 +1,1 @@
+"""Data for optical flow: recordings cut into windows, loaded as parallel lanes."""
