@@ -288,8 +288,10 @@ class WindowedEvents(FlowRecording):
                 grey(np.asarray(self.frames[int(self.frame_rows[edge])]), self.size, self.name)
                 for edge in (index, index + 1)
             )
-        known = None if self.flow is None else self.flow(float(start), float(end))
-        if known is not None:
+        if self.flow is not None:
+            known = self.flow(float(start), float(end))
+            if known is None:
+                known = np.zeros((2, *self.size), np.float32), np.zeros(self.size, np.bool_)
             data.flow, data.valid = known
         return data
 
