@@ -94,7 +94,7 @@ class HDF5File:
             if not h5z.filter_avail(code):
                 name = _FILTERS.get(code, title.decode(errors="replace") or f"filter {code}")
                 raise ImportError(
-                    f'{self.path}: {data.name} is compressed with {name}, which h5py alone cannot read: '
+                    f"{self.path}: {data.name} is compressed with {name}, which h5py alone cannot read: "
                     'pip install "stllr-plugin[data]" (or hdf5plugin)'
                 )
 
