@@ -89,7 +89,7 @@ class Downsampled(FlowRecording):
         if data.flow is None or data.valid is None:
             flow, valid = None, None
         else:
-            valid = self._squares(data.valid).all(axis=(-3, -1))
+            valid = np.asarray(self._squares(data.valid).all(axis=(-3, -1)))
             flow = np.where(valid, self._mean(np.where(data.valid, data.flow, 0)) / np.float32(self.factor), 0)
             flow = flow.astype(np.float32)
         return replace(
