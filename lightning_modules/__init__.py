@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from lightning_modules.classification import SpikingClassifier
     from lightning_modules.memory import PeakMemoryMeter, measure_peak_memory
     from lightning_modules.networks import (
+        FSFN,
         RecurrentSNN,
         SpikingConvNet,
+        SpikingFireNet,
         SpikingMLP,
         SpikingResNet,
         SpikingVGG,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AttachmentReport": "callbacks",
     "EdgeNorms": "callbacks",
+    "FSFN": "networks",
     "FiringRates": "callbacks",
     "History": "callbacks",
     "PeakMemory": "callbacks",
@@ -44,6 +47,7 @@ _HOMES = {
     "SequencePictures": "callbacks",
     "SpikingClassifier": "classification",
     "SpikingConvNet": "networks",
+    "SpikingFireNet": "networks",
     "SpikingMLP": "networks",
     "SpikingResNet": "networks",
     "SpikingStepClassifier": "step_classification",
@@ -57,6 +61,7 @@ _HOMES = {
 __all__ = [
     "AttachmentReport",
     "EdgeNorms",
+    "FSFN",
     "FiringRates",
     "History",
     "PeakMemory",
@@ -66,6 +71,7 @@ __all__ = [
     "SequencePictures",
     "SpikingClassifier",
     "SpikingConvNet",
+    "SpikingFireNet",
     "SpikingMLP",
     "SpikingResNet",
     "SpikingStepClassifier",

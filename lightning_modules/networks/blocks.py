@@ -10,6 +10,7 @@ import torch
 from snntorch import surrogate as snn_surrogate
 from torch import Tensor, nn
 
+from lightning_modules.networks.norse_layers import NorseLIFBox
 from stllr_plugin.nn import weight_standardize
 
 Readout = Literal["linear", "leaky"]
@@ -59,51 +60,6 @@ def make_neuron(kind: str, beta: float, threshold: float, surrogate: str, slope:
     if kind == "norse_lifbox":
         return NorseLIFBox(beta=beta, threshold=threshold)
     raise ValueError(f"Unknown neuron {kind!r}; known: leaky, norse_lifbox.")
-
-
-class NorseLIFBox(nn.Module):
-    """A Norse ``LIFBoxCell`` that keeps its state, so that it can stand in ``nn.Sequential`` like a snnTorch neuron.
-
-    Norse scales the input current by ``dt * tau_mem_inv = 1 - beta``. The current is divided by that factor here,
-    which makes thresholds and weights mean the same as for ``snntorch.Leaky``.
-
-    Args:
-        beta: Membrane decay per time step; sets ``tau_mem_inv = (1 - beta) / dt``.
-        threshold: Firing threshold.
-    """
-
-    is_spiking = True
-
-    def __init__(self, beta: float, threshold: float) -> None:
-        super().__init__()
-        from norse.torch import LIFBoxCell, LIFBoxParameters
-
-        dt = 1e-3
-        if not 0.0 <= beta < 1.0:
-            raise ValueError(f"beta must lie in [0, 1) for a Norse neuron, got {beta}.")
-        self.beta = beta
-        self.gain = 1.0 - beta
-        time_constant, v_th = torch.as_tensor(self.gain / dt), torch.as_tensor(float(threshold))
-        parameters = LIFBoxParameters(tau_mem_inv=time_constant, v_th=v_th)
-        self.cell = LIFBoxCell(p=parameters, dt=dt)
-        self._state: tuple[Tensor, ...] | None = None
-
-    def reset_states(self) -> None:
-        """Forget the running sequence."""
-        self._state = None
-
-    def detach_states(self) -> None:
-        """Cut the state from its graph and keep its value."""
-        if self._state is not None:
-            self._state = type(self._state)(*(value.detach() for value in self._state))
-
-    def forward(self, current: Tensor) -> Tensor:
-        """One time step: input current to spikes, same shape."""
-        if self._state is not None and self._state[0].shape != current.shape and self._state[0].dim():
-            self._state = None  # another batch size: a new sequence
-        spikes: Tensor
-        spikes, self._state = self.cell(current / self.gain, self._state)
-        return spikes
 
 
 class LeakyReadout(nn.Module):
