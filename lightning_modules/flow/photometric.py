@@ -36,7 +36,7 @@ class PhotometricLoss(nn.Module):
 
     def __init__(
         self,
-        smoothness: float = 0.1,
+        smoothness: float = 0.02,
         alpha: float = 0.45,
         eps: float = 1e-3,
         reduction: Literal["mean", "sum"] = "mean",

@@ -30,7 +30,7 @@ def expected(name, flows, window, b):
     has_event = (window.counts[b].sum((0, 1)) > 0).numpy()
     if name.startswith("photometric"):
         before, after = window.before[b, 0].numpy(), window.after[b, 0].numpy()
-        options = {"smoothness": 10, "reduction": "sum"} if name.endswith("sum") else {"smoothness": 0.1}
+        options = {"smoothness": 10, "reduction": "sum"} if name.endswith("sum") else {"smoothness": 0.02}
         return reference.photometric(flows, before, after, **options)
     if name.startswith("contrast"):
         only = name.endswith("events")
