@@ -66,17 +66,18 @@ class Motion:
         matrix = np.moveaxis(np.array(rows) * np.exp(self.zoom(t)), -1, 0)
         return matrix, np.stack((self.x(t), self.y(t)), axis=-1)
 
-    def where(self, t: float, points: Array) -> Array:
-        """Where points [..., 2] of the plane appear at a time."""
-        matrix, position = self.pose(t)
-        seen: Array = points @ matrix[0].T + position[0]
-        return seen
-
     def plane_points(self, t: float, pixels: Array) -> Array:
         """Which points of the plane appear at pixels [..., 2] at a time."""
         matrix, position = self.pose(t)
         points: Array = (pixels - position[0]) @ np.linalg.inv(matrix[0]).T
         return points
+
+    def displacement(self, start: float, end: float, pixels: Array) -> Array:
+        """How far what appears at pixels [..., 2] at the start has moved at the end."""
+        (before, after), (here, there) = self.pose([start, end])
+        change = after @ np.linalg.inv(before) - np.eye(2)
+        moved: Array = pixels @ change.T + (there - here - change @ here)
+        return moved
 
 
 def draw_motion(

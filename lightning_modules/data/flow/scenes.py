@@ -103,7 +103,10 @@ class Layer:
         """Which of the pixels [..., 2] show this layer, if nothing lies before it."""
         if self.outline is None:
             return np.ones(pixels.shape[:-1], np.bool_)
-        return np.asarray(self.outline.inside(self.motion.plane_points(time, pixels)) > 0)
+        points = self.motion.plane_points(time, pixels)
+        covered = np.hypot(points[..., 0], points[..., 1]) < self.outline.reach  # few are left for what takes time
+        covered[covered] = self.outline.inside(points[covered]) > 0
+        return np.asarray(covered)
 
     @cached_property
     def _picture(self) -> torch.Tensor:
@@ -150,8 +153,7 @@ class LayeredScene(Scene):
         flow = np.zeros((*self.size, 2))
         for layer in self.layers:
             shown = layer.covers(start, pixels)
-            points = layer.motion.plane_points(start, pixels[shown])
-            flow[shown] = layer.motion.where(end, points) - pixels[shown]
+            flow[shown] = layer.motion.displacement(start, end, pixels[shown])
         return np.moveaxis(flow, -1, 0).astype(np.float32), np.ones(self.size, np.bool_)
 
     def seen_layer(self, time: float) -> npt.NDArray[np.int64]:
