@@ -25,7 +25,7 @@ class Scene:
 
 
 def scene(
-    size=(24, 32), seconds=3.0, pictures_hz=40, flow_hz=20, flow_from=0.28, count=3000, seed=0, flow=None
+    size=(12, 16), seconds=1.6, pictures_hz=40, flow_hz=20, flow_from=0.28, count=1600, seed=0, flow=None
 ) -> Scene:
     random = np.random.default_rng(seed)
     height, width = size
@@ -87,7 +87,7 @@ def write_original(folder: Path, name: str, scene: Scene, truth="hdf5", pictures
     path = folder / f"{name}_data.hdf5"
     with h5py.File(path, "w") as file:
         left = file.create_group("davis/left")
-        left.create_dataset("events", data=scene.events, chunks=(256, 4), compression="gzip")
+        left.create_dataset("events", data=scene.events, chunks=(100, 4), compression="gzip")
         if pictures:
             left["image_raw"] = scene.pictures
             left["image_raw_ts"] = scene.picture_times
@@ -125,9 +125,8 @@ def write_single(folder: Path, name: str, scene: Scene, pictures=True, crop=None
         if pictures:
             for i, (time, picture) in enumerate(zip(scene.picture_times, scene.pictures, strict=True)):
                 file.create_dataset(f"images/image{i:09d}", data=picture[part]).attrs["timestamp"] = time
-        covered = scene.picture_times[
-            (scene.picture_times >= scene.flow_times[0]) & (scene.picture_times <= scene.flow_times[-1])
-        ]
+        low, high = (scene.flow_times[0], scene.flow_times[-1]) if len(scene.flow_times) else (np.inf, -np.inf)
+        covered = scene.picture_times[(scene.picture_times >= low) & (scene.picture_times <= high)]
         for every in (1, 4):
             times = covered[::every]
             for i, (start, end) in enumerate(zip(times[:-1], times[1:], strict=True)):
