@@ -18,6 +18,7 @@ PICTURES = {
 }
 """Names of scikit-image's pictures of each part; none of them is downloaded."""
 
+_PLACES = 4  # of which the one with the most contrast is taken
 _LUMINANCE = np.array([0.2125, 0.7154, 0.0721])
 
 
@@ -50,17 +51,28 @@ def picture_texture(random: np.random.Generator, side: int, part: str) -> FloatA
         ImportError: scikit-image is not installed.
     """
     picture = _picture(PICTURES[part][int(random.integers(len(PICTURES[part])))])
-    largest = min(picture.shape) / side
-    scale = random.uniform(min(1.0, largest), min(2.0, largest))
-    wide = int(scale * side)
-    top, left = (int(random.integers(0, length - wide + 1)) for length in picture.shape)
-    square = _resized(picture[top : top + wide, left : left + wide], side)
+    squares = [_random_square(random, picture, side) for _ in range(_PLACES)]
+    square = max(squares, key=_contrast)  # not the sky: nothing can be seen moving there
     square = np.rot90(square, int(random.integers(4)))
     if random.random() < 0.5:
         square = square[:, ::-1]
+    return np.ascontiguousarray(square)
+
+
+def _random_square(random: np.random.Generator, picture: FloatArray, side: int) -> FloatArray:
+    largest = min(picture.shape) / side
+    wide = int(random.uniform(min(1.0, largest), min(2.0, largest)) * side)
+    top, left = (int(random.integers(0, length - wide + 1)) for length in picture.shape)
+    image = torch.from_numpy(picture[top : top + wide, left : left + wide])[None, None]
+    square = functional.interpolate(image, (side, side), mode="bilinear", antialias=True)[0, 0].numpy()
     low, high = np.quantile(square, (0.01, 0.99))
     stretched: FloatArray = np.clip((square - low) / max(high - low, 0.1), 0, 1).astype(np.float32)
     return stretched
+
+
+def _contrast(square: FloatArray) -> float:
+    """Median slope: high where there is something to see everywhere."""
+    return float(np.median(np.hypot(*np.gradient(square))))
 
 
 @functools.cache
@@ -75,9 +87,3 @@ def _picture(name: str) -> FloatArray:
     picture: npt.NDArray[np.uint8] = getattr(data, name)()
     grey = picture @ _LUMINANCE if picture.ndim == 3 else picture
     return np.asarray(grey / 255, np.float32)
-
-
-def _resized(picture: FloatArray, side: int) -> FloatArray:
-    image = torch.from_numpy(np.ascontiguousarray(picture))[None, None]
-    resized: FloatArray = functional.interpolate(image, (side, side), mode="bilinear", antialias=True)[0, 0].numpy()
-    return resized
