@@ -245,10 +245,14 @@ class LaneSampler(DistributedSampler[BatchKey]):
         return self._length
 
     def __iter__(self) -> Iterator[Any]:
-        """Keys of the batches."""
+        """Keys of the batches.
+
+        A generator, because a ``DataLoader`` with workers makes one iterator that it never reads from: that one shall
+        not count as an epoch.
+        """
         epoch = self.epoch
         self.epoch += 1
-        return iter(self._lanes.plan(epoch, self.shuffle, self.num_replicas, self.rank))
+        yield from self._lanes.plan(epoch, self.shuffle, self.num_replicas, self.rank)
 
 
 @dataclass(frozen=True)
