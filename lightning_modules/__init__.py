@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         SpikingVGG,
         TimescaleSNN,
     )
+    from lightning_modules.optical_flow import OpticalFlowEstimator
     from lightning_modules.resumable import ResumableLoader
     from lightning_modules.step_classification import SpikingStepClassifier
 
@@ -40,6 +41,7 @@ _HOMES = {
     "FSFN": "networks",
     "FiringRates": "callbacks",
     "History": "callbacks",
+    "OpticalFlowEstimator": "optical_flow",
     "PeakMemory": "callbacks",
     "PeakMemoryMeter": "memory",
     "RecurrentSNN": "networks",
@@ -64,6 +66,7 @@ __all__ = [
     "FSFN",
     "FiringRates",
     "History",
+    "OpticalFlowEstimator",
     "PeakMemory",
     "PeakMemoryMeter",
     "RecurrentSNN",

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -103,6 +103,9 @@ class SpikingTask(LightningModule):
         gradient_clip: Largest norm of the gradient over all parameters; no clipping if left out. The same as
             ``Trainer(gradient_clip_val=...)``, which works in both loops too.
     """
+
+    carries_states: ClassVar[bool] = False
+    """Whether a batch goes on with the states that the one before it has left; the task itself then resets them."""
 
     def __init__(
         self,
@@ -192,7 +195,7 @@ class SpikingTask(LightningModule):
                 output=self.output,
                 exclude=self.exclude,
                 supervise_last=self.supervise_last,
-                reset_after_step=self.update_every is None,
+                reset_after_step=self.update_every is None and not self.carries_states,
             )
         if self.make_lr_scheduler is None:
             return optimizer
@@ -254,13 +257,17 @@ class SpikingTask(LightningModule):
             target: Class numbers [B] or values [B, C], for learning signals that are made from the target.
             scale: Weight of one time step in the loss, a number or one value per sample [B]; for these signals too.
         """
-        self._loss = self._window = None
-        self._online = learning and not self.automatic_optimization
         self._reset()
         if self.learner is not None and learning:
             self.learner.reset(num_steps=num_steps, lengths=lengths)
             if target is not None and self.learner.needs_target:
                 self.set_target(target, scale)
+        self._begin_loss(learning)
+
+    def _begin_loss(self, learning: bool) -> None:
+        """Start the sums of a batch's losses and, where an update begins, of its gradients."""
+        self._loss = self._window = None
+        self._online = learning and not self.automatic_optimization
         if self._online and self.trainer.fit_loop.batch_idx % self.trainer.accumulate_grad_batches == 0:
             self._optimizer().zero_grad()
 
@@ -341,6 +348,10 @@ class SpikingTask(LightningModule):
     def _reset(self) -> None:
         reset_states(self.network)
 
+    def _end_batch(self) -> None:
+        """What becomes of the hidden states at the end of a batch: nothing stays behind for the next one."""
+        self._reset()
+
     def _optimizer(self) -> Any:
         return self.optimizers()
 
@@ -359,22 +370,22 @@ class SpikingTask(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Let go of the states, which with "bptt" hold the graph of the sequence; say once what is trained how."""
-        self._reset()
+        self._end_batch()
         if self.learner is not None and not self._reported:
             self._reported = True
             rank_zero_info(str(self.learner.report()))  # here: its edges show after a step
 
     def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Leave nothing behind for the next training batch."""
-        self._reset()
+        self._end_batch()
 
     def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Leave nothing behind for the next batch."""
-        self._reset()
+        self._end_batch()
 
     def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Leave nothing behind for the next batch."""
-        self._reset()
+        self._end_batch()
 
     def on_train_epoch_end(self) -> None:
         """Step schedulers that wait for a metric in the online loop (Lightning does it in automatic optimisation)."""

@@ -6,9 +6,15 @@ helpers look at nothing but the modules below the one they are given: other netw
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fnmatch import fnmatch
+from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
+
+from stllr_plugin.neurons import find_keeper
+from stllr_plugin.neurons.base import reset_rows
 
 
 def reset_states(network: nn.Module) -> None:
@@ -53,6 +59,66 @@ def detach_states(network: nn.Module) -> None:
                 state = module._buffers[name]
                 if state is not None:
                     module._buffers[name] = state.detach()
+
+
+def reset_samples(network: nn.Module, mask: Tensor) -> None:
+    """Put the states of some samples of a batch back to rest, and leave those of the others.
+
+    States of another batch size are left alone: they start anew with the next batch.
+
+    Args:
+        network: Any module. Modules without states are left alone.
+        mask: Which samples, [B] bool.
+
+    Raises:
+        TypeError: If a module resets its states itself (``reset_states``), but for all samples only.
+    """
+    for name, module in network.named_modules():
+        keeper = find_keeper(module)
+        own = getattr(module, "reset_samples", None)
+        if keeper is not None:
+            keeper.reset(module, mask)
+        elif callable(own):
+            own(mask)
+        elif callable(getattr(module, "reset_states", None)):
+            raise TypeError(
+                f"Module {name!r} ({type(module).__name__}) keeps a state that it can only reset for the whole batch, "
+                "but here single samples begin a new recording. Give it a method reset_samples(mask), mask: [B] bool."
+            )
+        else:
+            for buffer in getattr(module, "_non_persistent_buffers_set", ()):
+                state = module._buffers[buffer]
+                if state is not None and state.dim() and state.shape[0] == mask.shape[0]:
+                    module._buffers[buffer] = reset_rows(state, mask)
+
+
+def keep_states(network: nn.Module) -> Callable[[], None]:
+    """Notes every state below ``network``, to come back to it after something else has run through the network.
+
+    Args:
+        network: Any module.
+
+    Returns:
+        Puts the states back. A module that looks after its states itself (a method ``reset_states`` and no
+        :class:`stllr_plugin.neurons.StateKeeper` that knows it) starts anew instead.
+    """
+    back: list[Callable[[], Any]] = []
+    for module in network.modules():
+        keeper = find_keeper(module)
+        if keeper is not None:
+            back.append(partial(keeper.restore, module, keeper.save(module)))
+        elif callable(getattr(module, "reset_states", None)):
+            back.append(module.reset_states)  # type: ignore[arg-type]
+        else:
+            # The very tensors: neurons replace their states, and the learner knows them by their place in memory.
+            names = getattr(module, "_non_persistent_buffers_set", ())
+            back += [partial(module._buffers.__setitem__, name, module._buffers[name]) for name in names]
+
+    def restore() -> None:
+        for step in back:
+            step()
+
+    return restore
 
 
 def hidden_buffer_names(network: nn.Module, prefix: str = "") -> list[str]:

@@ -1,4 +1,4 @@
-"""Spiking networks whose ``forward`` is one time step: frame [B, C, H, W] to logits [B, classes], or to optical flow."""
+"""Spiking networks whose ``forward`` is one time step: frame [B, C, H, W] to logits [B, classes] or optical flow."""
 
 from lightning_modules.networks.conv import SpikingConvNet
 from lightning_modules.networks.firenet import SpikingFireNet

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stllr_plugin.neurons.base import StateKeeper, copied, map_tensors, register_keeper, reset_rows
+from stllr_plugin.neurons.base import StateKeeper, map_tensors, register_keeper, reset_rows
 
 _DT = 1e-3
 
@@ -149,7 +149,7 @@ class _NorseStates(StateKeeper):
         self.change(module, restarted)
 
     def save(self, module: nn.Module) -> Any:
-        return map_tensors(self._states(module), copied)
+        return map_tensors(self._states(module), Tensor.detach)  # cells replace their states, and never overwrite them
 
     def restore(self, module: nn.Module, saved: Any) -> None:
         module._state, spikes = saved
