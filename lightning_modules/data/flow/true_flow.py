@@ -124,11 +124,13 @@ def carry_forward(pieces: Iterable[tuple[npt.NDArray[np.floating], float]]) -> t
     for flow, fraction in pieces:
         height, width = flow.shape[1:]
         if known is None:
-            y0, x0 = np.mgrid[0:height, 0:width].astype(np.float64)
-            x, y, known = x0.copy(), y0.copy(), np.ones((height, width), np.bool_)
-        column, row = np.rint(x).astype(np.int64), np.rint(y).astype(np.int64)
-        known &= (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        step = flow[:, np.where(known, row, 0), np.where(known, column, 0)].astype(np.float64)
+            y0, x0 = (np.broadcast_to(axis, (height, width)) for axis in np.ogrid[0.0:height, 0.0:width])
+            x, y, known = x0, y0, np.ones((height, width), np.bool_)
+            step = flow.astype(np.float64)  # every pixel is still where it began
+        else:
+            column, row = np.rint(x).astype(np.int64), np.rint(y).astype(np.int64)
+            known &= (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            step = flow[:, np.where(known, row, 0), np.where(known, column, 0)].astype(np.float64)
         known &= np.isfinite(step).all(0) & (step != 0).any(0)
         step[:, ~known] = 0
         x, y = x + fraction * step[0], y + fraction * step[1]
