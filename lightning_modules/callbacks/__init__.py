@@ -2,6 +2,7 @@
 
 from lightning_modules.callbacks.attachment import AttachmentReport
 from lightning_modules.callbacks.firing_rates import FiringRates
+from lightning_modules.callbacks.flow_pictures import FlowPictures
 from lightning_modules.callbacks.manual_options import ManualOptions
 from lightning_modules.callbacks.measurements import History, PeakMemory, Throughput
 from lightning_modules.callbacks.norms import EdgeNorms
@@ -12,6 +13,7 @@ __all__ = [
     "AttachmentReport",
     "EdgeNorms",
     "FiringRates",
+    "FlowPictures",
     "History",
     "ManualOptions",
     "PeakMemory",

@@ -58,9 +58,9 @@ def frames_of(window: FlowWindow, user: str) -> tuple[Tensor, Tensor]:
     """
     if window.before is None or window.after is None:
         raise ValueError(
-            f"{user} needs the grey pictures at the ends of each window, and these windows have none. Set frames=True "
-            "on the data module; where the recordings have no pictures, train with ContrastMaximisationLoss, which "
-            "needs events alone."
+            f"{user} needs the grey pictures at both ends of each window, and these windows have none. For MVSEC set "
+            'pictures=True and cut="pictures" on the data module. Where recordings have no pictures, take '
+            "ContrastMaximisationLoss, which needs events alone."
         )
     return window.before, window.after
 

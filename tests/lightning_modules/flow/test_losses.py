@@ -146,7 +146,7 @@ def test_half_precision_is_computed_in_single():
 @pytest.mark.parametrize(
     ("loss", "fields", "words"),
     [
-        (PhotometricLoss(), ("before",), "frames=True"),
+        (PhotometricLoss(), ("before",), "pictures=True"),
         (ContrastMaximisationLoss(), ("events",), "events=True"),
         (EndpointErrorLoss(), ("flow",), "needs the true flow"),
     ],
