@@ -10,6 +10,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_modules.base import SpikingTask
+from lightning_modules.class_numbers import check_data, check_outputs
 from lightning_modules.supervision import step_weights, valid_steps
 from stllr_plugin.losses import TETLoss
 
@@ -85,6 +86,11 @@ class SpikingClassifier(SpikingTask):
         self.val_metrics = metrics.clone(prefix="val_")
         self.test_metrics = metrics.clone(prefix="test_")
 
+    def setup(self, stage: str) -> None:
+        """Compare the number of classes with the data's."""
+        super().setup(stage)
+        check_data(self)
+
     def forward(self, frames: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Logits [B, num_classes] of whole sequences [B, T, C, H, W], without a trace left in the network."""
         if lengths is None:
@@ -136,6 +142,8 @@ class SpikingClassifier(SpikingTask):
         for t in range(num_steps):
             self.active = valid[t]
             logits = self.network(frames[:, t])
+            if t == 0:
+                check_outputs(self, logits)
             prediction = prediction + read_weights[t].unsqueeze(1) * logits.detach()
             if labels is not None and supervised[t]:
                 self.learn((self.criterion(logits, labels) * loss_weights[t]).mean(), last=t in last)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+COMMANDS = ("demo", "fit", "validate", "test", "predict", "compare", "ablate")
+
 OVERVIEW = """\
 usage: stllr COMMAND [options]
 
@@ -38,6 +40,7 @@ find out what can be set:
   stllr fit --data.help EventDigitsDataModule     the data
   stllr fit --config configs/quickstart.yaml --print_config     a complete YAML file to start from
 
+Errors are told in a few words; with STLLR_TRACEBACK=1 before the command, with the place in the code.
 Classes are named in YAML by `class_path`; those of this package by their name alone. Logs and checkpoints go to
 lightning_logs/version_N (or to --trainer.default_root_dir).
 """
@@ -61,6 +64,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
         print(f"stllr-plugin {version('stllr-plugin')}")
         return 0
+    if arguments[0] not in COMMANDS:
+        return _no_command(arguments[0])
     if arguments[0] == "demo":
         from lightning_modules.demo import main as demo
 
@@ -79,6 +84,17 @@ def main(args: Sequence[str] | None = None) -> int:
         return _print_help(arguments)
     STLLRCLI(arguments)
     return 0
+
+
+def _no_command(word: str) -> int:
+    """Say which commands there are."""
+    from lightning_modules.cli_texts import did_you_mean
+
+    said = f"There is no command {word!r}.{did_you_mean(word, COMMANDS)}"
+    if word.startswith("-"):
+        said = f"A command comes before {word.partition('=')[0]}, such as: stllr fit --config configs/quickstart.yaml"
+    sys.stderr.write(f"stllr: error\n  {said}\n  Commands: {', '.join(COMMANDS)}.\n  More: stllr --help\n")
+    return 2
 
 
 def _print_help(arguments: list[str]) -> int:

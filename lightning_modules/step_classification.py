@@ -10,6 +10,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_modules.base import SpikingTask
+from lightning_modules.class_numbers import check_data, check_outputs
 from lightning_modules.supervision import step_weights, valid_steps
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -70,6 +71,11 @@ class SpikingStepClassifier(SpikingTask):
         self.train_metrics = metrics.clone(prefix="train_")
         self.val_metrics = metrics.clone(prefix="val_")
         self.test_metrics = metrics.clone(prefix="test_")
+
+    def setup(self, stage: str) -> None:
+        """Compare the number of classes with the data's."""
+        super().setup(stage)
+        check_data(self)
 
     def forward(self, frames: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Logits [B, T, num_classes] of whole sequences [B, T, ...], without a trace left in the network."""
@@ -137,6 +143,8 @@ class SpikingStepClassifier(SpikingTask):
                 assert labels is not None
                 self.set_target(labels[:, t].clamp(min=0), labelled[t] * weigh)
             logits = self.network(frames[:, t])
+            if t == 0:
+                check_outputs(self, logits)
             outputs.append(logits.detach())
             if labels is not None and supervised[t]:
                 self.learn(self.criterion(logits, labels[:, t]).sum() / total, last=t in last)

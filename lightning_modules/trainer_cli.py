@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import sys
 from pathlib import Path
 from textwrap import indent
@@ -12,17 +14,24 @@ from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 # Classes that YAML may name without their module are those imported here.
 import lightning_modules.callbacks
 import lightning_modules.classification
 import lightning_modules.data
+import lightning_modules.flow.contrast
+import lightning_modules.flow.photometric
+import lightning_modules.flow.supervised
 import lightning_modules.networks
 import lightning_modules.step_classification  # noqa: F401
 from lightning_modules.base import SpikingTask
-from lightning_modules.cli_texts import explain, our_error
-from lightning_modules.data import CacheError, DownloadError, EventDataError
+from lightning_modules.callbacks import FlowPictures
+from lightning_modules.cli_errors import TRACEBACK, check_checkpoint, plain_words
+from lightning_modules.cli_texts import explain
+from lightning_modules.comparison.store import differences
+from lightning_modules.config_files import named_files, problem_of
+from lightning_modules.optical_flow import OpticalFlowEstimator
 from lightning_modules.rule_options import whole_rule
 
 
@@ -31,12 +40,16 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with status 2 and the message."""
-        parser: LightningArgumentParser = getattr(ex, "subcommand_parser", None) or self
+        parser: Parser = getattr(ex, "subcommand_parser", None) or self
         keys = [action.dest for action in parser._actions]
         text = explain(message, keys, lightning_modules)
         if not self.exit_on_error:
             raise ArgumentError(None, text) from ex
-        command = parser.prog.replace(" [options]", "")
+        parser.fail(text)
+
+    def fail(self, text: str) -> NoReturn:
+        """Exit with status 2 and a text that is for people already."""
+        command = self.prog.replace(" [options]", "")
         sys.stderr.write(f"{command}: error\n{indent(text, '  ')}\n  More: {command} --help\n")
         self.exit(2)
 
@@ -81,31 +94,64 @@ class STLLRCLI(LightningCLI):
         """Parse without Lightning's warning about arguments that are given from Python, as our own ``main`` does."""
         if args is not None and not isinstance(args, list):
             self.config = parser.parse_object(args)
+            self._given = None
             return
+
+        arguments = sys.argv[1:] if args is None else args
+        for file in named_files(arguments):
+            if problem := problem_of(file):
+                self._command(arguments[0]).fail(problem)
 
         def rule_of(words: list[str]) -> Any:
             config = parser.parse_args(words)
             settings = config.get(config.get("subcommand") or "", config)
             return settings["model"]["init_args"].get("rule")
 
-        self.config = parser.parse_args(whole_rule(sys.argv[1:] if args is None else args, rule_of))
+        self.config = parser.parse_args(whole_rule(arguments, rule_of))
+        subcommand = self.config.get("subcommand")
+        settings = self.config.get(subcommand, self.config) if subcommand else self.config
+        if problem := check_checkpoint(settings.get("ckpt_path"), settings.get("trainer.default_root_dir")):
+            self._command(subcommand).fail(problem)
+        self._given = copy.deepcopy(settings.get("model")) if settings.get("ckpt_path") else None
+
+    def before_instantiate_classes(self) -> None:
+        """Say where a checkpoint's own settings of the model have taken the place of those that were given."""
+        given, now = self._given, self._get(self.config, "model")
+        if given is not None and now is not None:
+            settings = [json.loads(json.dumps(one.as_dict(), default=str)) for one in (now, given)]
+            if lines := differences(*settings):
+                rank_zero_warn(
+                    "A model that comes from a checkpoint has the checkpoint's settings, whatever is given here:\n  "
+                    + "\n  ".join(lines)
+                )
 
     def instantiate_classes(self) -> None:
-        """Build everything; values that our own classes refuse are errors in the arguments, not crashes."""
+        """Build everything; values that are refused are errors in the arguments, not crashes."""
         try:
             super().instantiate_classes()
-        except ValueError as error:
-            ours = our_error(error, ("lightning_modules", "stllr_plugin"))
-            if ours is None:
-                raise
-            self._parser(self.subcommand).error(str(ours))
+        except Exception as error:
+            self._tell(error, self.subcommand, "")
+            raise
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run it; data that are missing, damaged or cannot be fetched or kept are errors, not crashes."""
+        """Run it; data that cannot be used and settings that do not fit each other are errors, not crashes."""
         try:
             super()._run_subcommand(subcommand)
-        except (EventDataError, DownloadError, CacheError) as error:
-            self._parser(subcommand).error(str(error))
+        except Exception as error:
+            self._tell(error, subcommand, f"\nThe place in the code: set {TRACEBACK}=1.")
+            raise
+
+    def _tell(self, error: Exception, subcommand: str | None, hint: str) -> None:
+        """Exit with a short message, if that is all that the user needs."""
+        text = plain_words(error)
+        if text is not None:
+            self._command(subcommand).fail(text + hint)
+
+    def _command(self, name: str | None) -> Parser:
+        """The parser of a subcommand, or the whole command's."""
+        found = self._subcommand_parsers.get(name, self.parser) if name else self.parser
+        assert isinstance(found, Parser)
+        return found
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add a rich progress bar unless the user chose another or none."""
@@ -117,7 +163,17 @@ class STLLRCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def predict(self, **kwargs: Any) -> None:
-        """Predict, and keep the class probabilities [samples, classes] in ``predictions.pt`` beside the logs."""
+        """Predict, and keep the result beside the logs.
+
+        Class probabilities [samples, classes] go to ``predictions.pt``. Of optical flow `FlowPictures` makes pictures;
+        it is there even if the configuration does not name it.
+        """
+        if isinstance(self.model, OpticalFlowEstimator):
+            callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+            if not any(isinstance(callback, FlowPictures) for callback in callbacks):
+                callbacks.append(FlowPictures())
+            self.trainer.predict(**(kwargs | {"return_predictions": False}))  # long recordings do not fit into memory
+            return
         batches = self.trainer.predict(**kwargs)
         if not batches or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return

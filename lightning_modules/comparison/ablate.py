@@ -95,6 +95,9 @@ def main(args: Sequence[str]) -> int:
         }
     except (RunError, OtherConfigurationError, StudyError, RuleError) as error:
         parser.error(str(error))
+    except Exception as error:
+        parser.tell(error)
+        raise
     title = f"{own.study}: {STUDIES[own.study]}" if own.study else " x ".join(variants[0].place)
     command = shlex.join(["stllr", "ablate", *args])
     paths = write_report(folder, f"{title} ({Path(own.config[0]).stem})", command, facts, variants, results)

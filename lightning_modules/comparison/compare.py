@@ -101,6 +101,9 @@ def main(args: Sequence[str]) -> int:
         measured = None if own.no_measurements else measurements(experiment, variants, facts, steps, store)
     except (RunError, OtherConfigurationError, RuleError) as error:
         parser.error(str(error))
+    except Exception as error:
+        parser.tell(error)
+        raise
     command = shlex.join(["stllr", "compare", *args])
     paths = write_report(folder, command, experiment, facts, results, measured)
     print(f"Report: {paths[1]} (and {paths[0].name} beside it)")

@@ -11,6 +11,7 @@ from textwrap import indent
 from typing import Any, NoReturn
 
 from lightning_modules.cli_texts import did_you_mean
+from lightning_modules.config_files import problem_of
 
 MANY = 100
 
@@ -38,6 +39,14 @@ class Parser(argparse.ArgumentParser):
         sys.stderr.write(f"{self.prog}: error\n{indent(message, '  ')}\n  More: {self.prog} --help\n")
         self.exit(2)
 
+    def tell(self, error: Exception) -> None:
+        """Exit with a short message, if that is all that the user needs."""
+        from lightning_modules.cli_errors import TRACEBACK, plain_words
+
+        text = plain_words(error)
+        if text is not None:
+            self.error(f"{text}\nThe place in the code: set {TRACEBACK}=1.")
+
     def read(self, args: Sequence[str], taken: Mapping[str, str]) -> tuple[argparse.Namespace, list[str]]:
         """The command's own options, and the arguments of the configuration.
 
@@ -64,33 +73,14 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"There is no option {name!r}.{did_you_mean(name, known)}")
         if not own.config:
             self.error(f"Say what to train: {self.prog} --config configs/quickstart.yaml")
-        for index, config in enumerate(own.config):
-            own.config[index] = self._find(config)
+        for config in own.config:
+            if problem := problem_of(config):
+                self.error(problem)
         if own.epochs is not None:
             if own.epochs < 1:
                 self.error(f"--epochs {own.epochs}: at least one epoch is needed.")
             overrides.append(f"--trainer.max_epochs={own.epochs}")
         return own, [*(part for config in own.config for part in ("--config", config)), *overrides]
-
-    def _find(self, config: str) -> str:
-        path = Path(config)
-        if path.is_file():
-            return config
-        home = Path(__file__).parents[1]
-        folders = [path.parent, Path("configs"), home.parent / "configs", home / "configs"]
-        here = list(dict.fromkeys(str(file) for folder in folders for file in sorted(folder.glob("*.yaml"))))
-        stems = {Path(file).stem: file for file in reversed(here)}
-        close = did_you_mean(path.stem, stems)
-        lines = [f"There is no file {config}."]
-        if close:
-            lines[0] += f" Did you mean {stems[close.split(chr(39))[1]]}?"
-        elif here:
-            lines.append(f"There are: {', '.join(sorted(stems.values()))}.")
-        lines.append(
-            "A configuration is a YAML file as for stllr fit; stllr fit --config FILE --print_config shows a complete "
-            "one."
-        )
-        self.error("\n".join(lines))
 
     def seeds(self, words: Sequence[str]) -> list[int]:
         """Seeds from ``3`` (0, 1 and 2), ``4 7`` or ``[7]``."""

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_modules.cli_texts import our_error
+from lightning_modules.cli_errors import OURS, our_error
 from lightning_modules.comparison.counting import count_operations
 from lightning_modules.comparison.experiment import Experiment, Variant, choosing, quiet_seeding
 from lightning_modules.comparison.recorder import Recorder, test_batches
@@ -151,7 +151,7 @@ def look(experiment: Experiment) -> dict[str, Any]:
             cli.datamodule.setup("fit")
             frames, lengths, labels = next(iter(cli.datamodule.train_dataloader()))
         except Exception as error:
-            ours = our_error(error, ("lightning_modules", "stllr_plugin"))
+            ours = our_error(error, OURS)
             if ours is None and not isinstance(error, (EventDataError, DownloadError, CacheError, FileNotFoundError)):
                 raise
             said = str(ours or error)
