@@ -99,10 +99,10 @@ class FlowPictures(BasePredictionWriter):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw samples of the first batch."""
-        due = batch_idx == dataloader_idx == 0 and not trainer.sanity_checking
+        due = batch_idx == dataloader_idx == 0 and not trainer.sanity_checking and not _dry(trainer)
         folder = trainer.log_dir if due else None  # asks all processes
         steps = self._stop()
-        if not steps or len(steps) != batch.num_windows * batch.counts.shape[2]:
+        if not due or not steps or len(steps) != batch.num_windows * batch.counts.shape[2]:
             return  # not a network that is called once for each time step
         flows = steps[batch.counts.shape[2] - 1 :: batch.counts.shape[2]]  # at the last step of each window
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
@@ -160,6 +160,8 @@ class FlowPictures(BasePredictionWriter):
                 f"FlowPictures: expected batches of FlowBatch and predicted flows as a tensor [B, W, 2, H, W], got "
                 f"{type(batch).__name__} and {type(prediction).__name__}. Leave FlowPictures out of the callbacks."
             )
+        if _dry(trainer):
+            return
         folder = Path(trainer.log_dir or ".", "flow")
         for sample in range(len(batch.new_recording)):
             if sample not in self._lanes or bool(batch.new_recording[sample]):
@@ -228,6 +230,11 @@ class _Album:
         self.name, self.folder, self.scale = name, folder, scale
         self.seen = self.drawn = 0
         self.frames: list[Image.Image] = []
+
+
+def _dry(trainer: Trainer) -> bool:
+    """Whether this is a trial run, which leaves nothing behind."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
 def _name(batch: FlowBatch, sample: int) -> str:
