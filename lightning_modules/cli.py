@@ -20,7 +20,7 @@ commands:
   fit        train a network as a YAML file says
   validate   accuracy of a trained network on the validation data
   test       accuracy of a trained network on the test data
-  predict    class probabilities of a trained network, into predictions.pt beside the logs
+  predict    beside the logs: class probabilities in predictions.pt, or pictures and GIFs of optical flow
   compare    several algorithms on the same data: accuracies, memory, time and energy in one report
   ablate     grids of the rule's settings: a heat map and a table in one report
 
