@@ -305,7 +305,30 @@ class SpikingTask(LightningModule):
         """The last supervised step before each update, from which of the T steps are supervised."""
         every = self.update_every or len(supervised)
         windows = {t // every: t for t, one in enumerate(supervised) if one}
+        if self.update_every is not None and self.training and self._trainer is not None:
+            self._compare_windows(sorted(windows))
         return set(windows.values())
+
+    def _compare_windows(self, windows: list[int]) -> None:
+        """Each update averages over all processes: one that has none to make would leave the others waiting."""
+        processes = self.trainer.world_size
+        everyone: list[Any] = [None] * processes
+        if processes > 1:
+            torch.distributed.all_gather_object(everyone, windows)
+            if any(one != windows for one in everyone):
+                raise ValueError(
+                    f"update_every={self.update_every} in {processes} processes: the updates of a batch would be "
+                    f"{' and '.join(str(len(one)) for one in everyone)}, because its sequences differ in length or in "
+                    "supervised steps. Leave update_every out, supervise all steps of sequences of the same length, or "
+                    "use one process."
+                )
+
+    def mean_over_processes(self, value: Tensor) -> Tensor:
+        """The mean of a number over all processes, while training; so that each weighs as in the joint batch."""
+        if not self.training or self._trainer is None or self.trainer.world_size == 1:
+            return value
+        mean: Tensor = self.trainer.strategy.reduce(value.float(), reduce_op="mean")
+        return mean
 
     def end_step(self, t: int) -> None:
         """Update the weights after step ``t`` if a window of ``update_every`` steps ends there."""

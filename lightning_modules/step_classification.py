@@ -105,12 +105,15 @@ class SpikingStepClassifier(SpikingTask):
     def _shared_step(self, batch: Batch, phase: str, metrics: MetricCollection) -> Tensor:
         frames, lengths, labels = batch
         labels = self._supervised_labels(lengths, labels)
-        loss, logits = self._run(frames, lengths, labels)
+        known = (labels != UNLABELLED).sum()
+        total = self.mean_over_processes(known)
+        loss, logits = self._run(frames, lengths, labels, total)
         assert loss is not None
         metrics.update(logits.flatten(0, 1), labels[:, : logits.shape[1]].flatten())
-        counted = max(int((labels != UNLABELLED).sum()), 1)
+        counted = int(known)
+        own = loss.detach() * (total / known)  # the mean over the labels of this process
         options: dict[str, Any] = {"on_step": False, "on_epoch": True}
-        self.log(f"{phase}_loss", loss.detach(), prog_bar=True, sync_dist=True, batch_size=counted, **options)
+        self.log(f"{phase}_loss", own, prog_bar=True, sync_dist=True, batch_size=counted, **options)
         self.log_dict(metrics, prog_bar=True, batch_size=counted, **options)
         return loss
 
@@ -121,8 +124,10 @@ class SpikingStepClassifier(SpikingTask):
         counts[:, : self.skip_first] = False
         return labels.masked_fill(~counts, UNLABELLED)
 
-    def _run(self, frames: Tensor, lengths: Tensor, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        """The time loop. Returns the loss (None without labels) and the logits of each step."""
+    def _run(
+        self, frames: Tensor, lengths: Tensor, labels: Tensor | None, total: Tensor | float = 1.0
+    ) -> tuple[Tensor | None, Tensor]:
+        """The time loop. Returns the loss (None without labels), divided by ``total``, and the logits of each step."""
         num_steps = min(frames.shape[1], int(lengths.max()))  # steps that are padding for every sample are left out
         valid = valid_steps(lengths, num_steps)
         learning = labels is not None and self.training
@@ -133,7 +138,7 @@ class SpikingStepClassifier(SpikingTask):
             raise ValueError(
                 "A batch has no label at any step that counts; look at its labels, lengths and skip_first."
             )
-        last, total = self.last_supervised(supervised), labelled.sum()
+        last = self.last_supervised(supervised)
         weigh = frames.shape[0] / total  # target signals are means over the batch
         wants_target = learning and self.learner is not None and self.learner.needs_target
         outputs = []

@@ -1,8 +1,9 @@
-"""Trains two epochs on 1 or 2 processes and saves the result. For test_ddp.py.
+"""Trains two epochs for each of some jobs on 1 or 2 processes and saves the results. For test_ddp.py.
 
 Lightning starts the second process, or torchrun does where there are two nodes.
 """
 
+import json
 import os
 import sys
 
@@ -14,8 +15,8 @@ from torch.utils.data import DistributedSampler, TensorDataset
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), *[os.pardir] * 2))
 
-from lightning_modules import ResumableLoader  # noqa: E402
-from tests.lightning_modules.helpers import make_batch, make_network, make_task  # noqa: E402
+from lightning_modules import ResumableLoader, SpikingStepClassifier  # noqa: E402
+from tests.lightning_modules.helpers import CLASSES, SGD, make_batch, make_network, make_task  # noqa: E402
 
 
 class CountReductions(Callback):
@@ -30,10 +31,34 @@ class CountReductions(Callback):
         return allreduce_hook(None, bucket)
 
 
-def main(algorithm, loop, processes, output, nodes=1, accumulate=1, folder=None, checkpoint=None):
+def step_labels(labels, lengths):
+    """A label at each step but some, which are not the same number in each half of the batch."""
+    steps = labels.unsqueeze(1).repeat(1, 5)
+    steps[::4, 1:3] = -1
+    return steps
+
+
+def run(job, processes=1, nodes=1):
+    """One job: results of this process.
+
+    Args:
+        job: Options of the task; and ``by_step``, ``accumulate``, ``folder`` (for checkpoints, with dropout) and
+            ``checkpoint``.
+    """
+    job = dict(job)
+    accumulate, folder, checkpoint, by_step = (
+        job.pop(name, default)
+        for name, default in (("accumulate", 1), ("folder", None), ("checkpoint", None), ("by_step", False))
+    )
     network = make_network(readout="leaky", dropout=0.3 if folder else 0.0)
-    task = make_task(network, algorithm=algorithm, loop=loop, supervise_last=2, gradient_clip=1.0)
-    data = TensorDataset(*make_batch(16, steps=5, lengths=[5, 4, 3, 5] * 4))
+    settings = {"gradient_clip": 1.0, **job}
+    frames, lengths, labels = make_batch(16, steps=5, lengths=[5, 4, 3, 5] * 4)
+    if by_step:
+        task = SpikingStepClassifier(network, CLASSES, optimizer=SGD, **settings)
+        labels = step_labels(labels, lengths)
+    else:
+        task = make_task(network, **settings)
+    data = TensorDataset(frames, lengths, labels)
     rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
     sampler = DistributedSampler(data, processes, rank, shuffle=False)
     loader = ResumableLoader(data, 8 // processes // accumulate, sampler=sampler)
@@ -62,9 +87,11 @@ def main(algorithm, loop, processes, output, nodes=1, accumulate=1, folder=None,
         "steps": trainer.global_step,
         "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
     }
-    torch.save(result, f"{output}.{trainer.global_rank}")
+    return result, trainer.global_rank
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], *map(int, sys.argv[5:7]), *sys.argv[7:])
+    jobs, processes, nodes, output = json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    results, ranks = zip(*(run(job, processes, nodes) for job in jobs), strict=True)
+    torch.save(list(results), f"{output}.{ranks[0]}")
