@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -59,10 +59,9 @@ class MVSECDataModule(FlowDataModule):
         train: Training sequences. None: only the test part is there, and only `test` and `predict` run.
         test: Test sequences.
         val_fraction: Part of the windows of each training sequence, at its end, for validation; at least one.
-        cut: Windows between grey "pictures", of equal "time", or of equal event "count". Only the first have pictures.
         every: How many pictures a window lasts: 1 or 4.
-        window_ms: Duration of a window with ``cut="time"``.
-        window_events: Events of a window with ``cut="count"``.
+        window_us: Windows of this duration in microseconds in place of those between pictures; without pictures.
+        window_events: Windows of so many events in place of those between pictures; without pictures.
         middle: Height and width of the part from the middle that is validated and tested on; None: everything.
         ranges: Begin and end in seconds after the first event, by sequence, in place of `MVSEC_RANGES`.
         pictures: Read the grey pictures. Training sequences must then have some; test sequences may be without.
@@ -78,10 +77,9 @@ class MVSECDataModule(FlowDataModule):
         train: Sequence[str] | None = ("outdoor_day2",),
         test: Sequence[str] = TEST_SEQUENCES,
         val_fraction: float = 0.1,
-        cut: Literal["pictures", "time", "count"] = "pictures",
         every: int = 1,
-        window_ms: float = 22.0,
-        window_events: int = 10_000,
+        window_us: int | None = None,
+        window_events: int | None = None,
         middle: tuple[int, int] | None = (256, 256),
         ranges: Mapping[str, Range] | None = None,
         pictures: bool = True,
@@ -91,12 +89,13 @@ class MVSECDataModule(FlowDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(bins=bins, crop=crop, **kwargs)
-        if cut not in ("pictures", "time", "count"):
-            raise ValueError(f'cut must be "pictures", "time" or "count", got {cut!r}')
         if every not in (1, 4):
             raise ValueError(f"every must be 1 or 4 pictures (dt1 or dt4), got {every}")
-        if not window_ms > 0 or window_events < 1:
-            raise ValueError(f"window_ms and window_events must be positive, got {window_ms} and {window_events}")
+        for name, value in (("window_us", window_us), ("window_events", window_events)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if window_us is not None and window_events is not None:
+            raise ValueError("a window has a duration or a number of events: give window_us or window_events")
         if not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction must be at least 0 and less than 1, got {val_fraction}")
         if not test or train is not None and not train:
@@ -111,9 +110,8 @@ class MVSECDataModule(FlowDataModule):
         self.train = train
         self.test = test
         self.val_fraction = val_fraction
-        self.cut = cut
         self.every = every
-        self.window_ms = window_ms
+        self.window_us = window_us
         self.window_events = window_events
         self.middle = middle
         self.ranges = {**MVSEC_RANGES, **(ranges or {})}
@@ -123,12 +121,13 @@ class MVSECDataModule(FlowDataModule):
     @property
     def dataset_name(self) -> str:
         """What the recordings are and how they are cut."""
-        windows = {
-            "pictures": f"windows of {self.every} picture intervals (dt{self.every})",
-            "time": f"windows of {self.window_ms:g} ms",
-            "count": f"windows of {self.window_events} events",
-        }
-        return f"MVSEC, {windows[self.cut]}"
+        if self.window_us is not None:
+            windows = f"windows of {self.window_us / 1000:g} ms"
+        elif self.window_events is not None:
+            windows = f"windows of {self.window_events} events"
+        else:
+            windows = f"dt{self.every}"
+        return f"MVSEC, {windows}"
 
     @property
     def split_name(self) -> str:
@@ -200,10 +199,10 @@ class MVSECDataModule(FlowDataModule):
         start, end = self._range(file)
         cut: Cut
         picture = None
-        if self.cut == "count":
+        if self.window_events is not None:
             cut = CutByCount(file.store, self.window_events, start, end, str(file.path))
-        elif self.cut == "time":
-            duration = self.window_ms / 1000
+        elif self.window_us is not None:
+            duration = self.window_us / 1e6
             whole = int((end - start) / duration + 1e-9)
             cut = CutAtTimes(file.store, np.asarray(start + duration * np.arange(whole + 1)), str(file.path))
         else:

@@ -152,7 +152,10 @@ class OriginalMVSEC(MVSECFile):
         """The time of every n-th picture, from the first on whose true flow is known."""
         times, maps = self.picture_times, self.true_flow(every)
         if not len(times):
-            raise EventDataError(f"{self.path}: no grey pictures (davis/left/image_raw): cut windows by time or count")
+            raise EventDataError(
+                f"{self.path}: no grey pictures (davis/left/image_raw): cut windows by time or count (window_us, "
+                "window_events)"
+            )
         if maps is not None:
             times = times[(times >= maps.times[0]) & (times <= maps.times[-1])]
             if len(times) <= every:
@@ -218,7 +221,8 @@ class SingleFileMVSEC(MVSECFile):
             return maps.times[:: every // group]
         if not len(self.picture_times):
             raise EventDataError(
-                f"{self.path}: neither true flow (flow_dt1) nor pictures (images): cut windows by time or count"
+                f"{self.path}: neither true flow (flow_dt1) nor pictures (images): cut windows by time or count "
+                "(window_us, window_events)"
             )
         return self.picture_times[::every]
 
@@ -261,6 +265,9 @@ class _OriginalEvents:
     def __len__(self) -> int:
         return self._length
 
+    def bracket(self, time: float) -> tuple[int, int]:
+        return 0, self._length
+
     def times(self, low: int, high: int) -> npt.NDArray[Any]:
         with self._file.reading():
             return np.asarray(self._file["davis/left/events"][low:high, 2], np.float64)
@@ -279,6 +286,9 @@ class _ColumnEvents:
 
     def __len__(self) -> int:
         return self._length
+
+    def bracket(self, time: float) -> tuple[int, int]:
+        return 0, self._length
 
     def times(self, low: int, high: int) -> npt.NDArray[Any]:
         with self._file.reading():
@@ -359,7 +369,11 @@ def find_mvsec(folder: Path, name: str, cache_dir: str | Path | None = None) -> 
     files = sorted(path for path in folder.rglob(f"{name}*") if pattern.match(path.name))
     if not files:
         return None
-    path = files[0]
+    if len(files) > 1:
+        raise EventDataError(
+            f"{folder}: several files of {name}: {[str(path) for path in files]}; pass the folder of one"
+        )
+    (path,) = files
     file = HDF5File(path, _WHAT)
     if "davis/left/events" in file:
         truths = [*folder.rglob(f"{name}_gt.hdf5"), *folder.rglob(f"{name}_gt.h5")]

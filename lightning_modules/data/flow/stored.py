@@ -31,6 +31,9 @@ class EventStore(Protocol):
     def __len__(self) -> int:
         """Number of events."""
 
+    def bracket(self, time: float) -> tuple[int, int]:
+        """Rows between which the first event at ``time`` or later lies; all rows, where there is no index."""
+
     def times(self, low: int, high: int) -> npt.NDArray[Any]:
         """Time stamps of the events from row ``low`` to ``high``."""
 
@@ -39,8 +42,8 @@ class EventStore(Protocol):
 
 
 def first_row(store: EventStore, time: float) -> int:
-    """Row of the first event at ``time`` or later; reads some 30 single time stamps."""
-    low, high = 0, len(store)
+    """Row of the first event at ``time`` or later; without an index some 30 single time stamps are read."""
+    low, high = store.bracket(time)
     while high - low > _BLOCK:
         middle = (low + high) // 2
         if store.times(middle, middle + 1)[0] < time:

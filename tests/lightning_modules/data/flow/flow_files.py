@@ -147,3 +147,78 @@ def png16(picture: np.ndarray) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
     start = b"\x89PNG\r\n\x1a\n"
     return start + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@dataclass
+class Drive:
+    """A made-up DSEC sequence."""
+
+    size: tuple[int, int]
+    offset: int
+    events: np.ndarray  # [N, 4]: x, y, t (microseconds from 0), p (0 or 1)
+    rectify: np.ndarray  # [H, W, 2]
+    intervals: np.ndarray  # [K, 2]: from, to
+    flow: np.ndarray  # [K, H, W, 3] uint16
+
+
+def drive(size=(12, 16), intervals=5, count=2000, seed=0, offset=49_599_200_523) -> Drive:
+    random = np.random.default_rng(seed)
+    height, width = size
+    t = np.sort(random.integers(0, 100_000 * (intervals + 1), count))
+    x, y = random.integers(0, width, count), random.integers(0, height, count)
+    events = np.stack((x, y, t, random.integers(0, 2, count)), axis=1)
+    row, column = np.mgrid[0:height, 0:width]
+    rectify = np.stack((column + 1.3, row - 0.4), axis=-1).astype(np.float32)
+    edges = offset + 40_000 + 100_000 * np.arange(intervals + 1)
+    flow = random.integers(0, 65_536, (intervals, height, width, 3)).astype(np.uint16)
+    flow[..., 2] = random.random(flow.shape[:3]) < 0.8
+    return Drive(size, offset, events, rectify, np.stack((edges[:-1], edges[1:]), axis=1), flow)
+
+
+def write_drive(folder: Path, name: str, drive: Drive, flow=True, **compression) -> Path:
+    """A sequence as DSEC's archives unpack."""
+    import h5py
+
+    events = folder / name / "events" / "left"
+    events.mkdir(parents=True)
+    with h5py.File(events / "events.h5", "w") as file:
+        for column, values, kind in zip("xytp", drive.events.T, ("u2", "u2", "u4", "u1"), strict=True):
+            file.create_dataset(f"events/{column}", data=values.astype(kind), chunks=(100,), **compression)
+        milliseconds = np.arange(drive.events[-1, 2] // 1000 + 1)
+        file["ms_to_idx"] = np.searchsorted(drive.events[:, 2], milliseconds * 1000).astype(np.uint64)
+        file["t_offset"] = drive.offset
+    with h5py.File(events / "rectify_map.h5", "w") as file:
+        file["rectify_map"] = drive.rectify
+    if flow:
+        maps = folder / name / "flow" / "forward"
+        maps.mkdir(parents=True)
+        lines = [f"{start}, {end}" for start, end in drive.intervals]
+        (maps.parent / "forward_timestamps.txt").write_text("\n".join(["# from_timestamp_us, to_timestamp_us", *lines]))
+        for i, levels in enumerate(drive.flow):
+            (maps / f"{2 * i + 2:06d}.png").write_bytes(png16(levels))
+    return events / "events.h5"
+
+
+def png8(picture: np.ndarray) -> bytes:
+    """A PNG of grey levels or colours: [H, W] or [H, W, 3]."""
+    height, width = picture.shape[:2]
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + row.astype(np.uint8).tobytes() for row in picture)
+    header = struct.pack(">IIBBBBB", width, height, 8, 0 if picture.ndim == 2 else 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def write_pictures(folder: Path, name: str, times: np.ndarray, pictures: np.ndarray, calibration: str = "") -> Path:
+    """Pictures beside a sequence of DSEC."""
+    rectified = folder / name / "images" / "left" / "rectified"
+    rectified.mkdir(parents=True)
+    (rectified.parents[1] / "timestamps.txt").write_text("\n".join(str(int(time)) for time in times))
+    for i, picture in enumerate(pictures):
+        (rectified / f"{i:06d}.png").write_bytes(png8(picture))
+    if calibration:
+        (folder / name / "calibration").mkdir()
+        (folder / name / "calibration" / "cam_to_cam.yaml").write_text(calibration)
+    return rectified

@@ -84,7 +84,7 @@ def test_windows_hold_what_was_recorded(files, made, layout, every):
 
 @pytest.mark.parametrize("layout", ["original", "single"])
 def test_windows_by_time_and_by_count(files, made, layout):
-    data = module(files / layout, cut="time", window_ms=50)
+    data = module(files / layout, window_us=50_000)
     recording = data.dataset("test").recordings[0]
     assert recording.num_windows == int((made.events[-1, 2] - T0) / 0.05)
     counted = [len(recording.read(i).x) for i in range(recording.num_windows)]
@@ -95,7 +95,7 @@ def test_windows_by_time_and_by_count(files, made, layout):
     np.testing.assert_array_equal(window.valid, valid) if layout == "original" else None
     assert window.before is None and not recording.read(0).valid.any()  # before the first map
 
-    data = module(files / layout, cut="count", window_events=250)
+    data = module(files / layout, window_events=250)
     recording = data.dataset("test").recordings[0]
     assert recording.num_windows == 6
     read = [recording.read(i) for i in range(6)]
@@ -220,16 +220,16 @@ def test_no_true_flow_is_no_error(made, tmp_path):
 def test_test_part_alone(files):
     data = module(files / "single", train=None)
     assert data.split_name == "test indoor_flying1" and set(data.report()) >= {"dataset", "split", "test", "resolution"}
-    assert data.report()["dataset"] == "MVSEC, windows of 1 picture intervals (dt1)"
+    assert data.report()["dataset"] == "MVSEC, dt1"
 
 
 def test_missing_pictures_for_a_photometric_loss(made, tmp_path):
-    path = write_single(tmp_path, "outdoor_day2", made, pictures=False)
-    write_single(tmp_path, "indoor_flying1", made, pictures=False)
+    path = write_single(tmp_path / "single", "outdoor_day2", made, pictures=False)
+    write_single(tmp_path / "single", "indoor_flying1", made, pictures=False)
     message = rf"{re.escape(str(path))}: no grey pictures .*photometric loss.*--data.pictures false"
     with pytest.raises(EventDataError, match=message):
-        module(tmp_path)
-    data = module(tmp_path, pictures=False)
+        module(tmp_path / "single")
+    data = module(tmp_path / "single", pictures=False)
     assert data.dataset("test")[0].frames is None and data.dataset("test")[0].flow is not None
     path = write_original(tmp_path / "original", "outdoor_day2", made, truth=None, pictures=False)
     with pytest.raises(EventDataError, match=rf"{re.escape(str(path))}: no grey pictures .*by time or count"):
@@ -369,12 +369,12 @@ def test_files_that_do_not_belong_together(made, tmp_path):
     ("options", "message"),
     [
         ({"every": 2}, "every must be 1 or 4"),
-        ({"cut": "frames"}, 'cut must be "pictures", "time" or "count"'),
+        ({"window_us": 1000, "window_events": 10}, "give window_us or window_events"),
         ({"test": ["outdoor_day2"]}, r"\['outdoor_day2'\] are for training and for the test"),
         ({"test": []}, "name at least one sequence"),
         ({"val_fraction": 1.0}, "val_fraction"),
         ({"ranges": {"outdoor_day1": (5.0, 5.0)}}, "ranges: outdoor_day1"),
-        ({"window_ms": 0}, "must be positive"),
+        ({"window_us": 0}, "window_us must be at least 1"),
     ],
 )
 def test_arguments_are_checked(options, message):
@@ -384,13 +384,16 @@ def test_arguments_are_checked(options, message):
 
 def test_compression_of_other_packages(made, tmp_path, monkeypatch):
     hdf5plugin = pytest.importorskip("hdf5plugin", reason="hdf5plugin is not installed")
-    path = write_single(tmp_path, "indoor_flying1", made, **hdf5plugin.Zstd())
+    path = write_single(tmp_path / "packed", "indoor_flying1", made, **hdf5plugin.Zstd())
     write_original(tmp_path / "plain", "indoor_flying1", made)
     torch.testing.assert_close(
-        whole(module(tmp_path, train=None))["counts"], whole(module(tmp_path / "plain", train=None))["counts"]
+        whole(module(tmp_path / "packed", train=None))["counts"],
+        whole(module(tmp_path / "plain", train=None))["counts"],
     )
+    with pytest.raises(EventDataError, match=r"several files of indoor_flying1: .*packed.*plain"):
+        module(tmp_path, train=None)
     monkeypatch.setattr(h5py.h5z, "filter_avail", lambda code: False)
     with pytest.raises(
         ImportError, match=rf'{re.escape(str(path))}: /events/xs .*Zstandard.*pip install "stllr-plugin'
     ):
-        module(tmp_path, train=None)
+        module(tmp_path / "packed", train=None)
