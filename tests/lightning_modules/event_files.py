@@ -91,7 +91,7 @@ def flatbuffer(identifier, fields, form):
     return struct.pack("<I", table) + identifier + vtable + struct.pack("<i", len(vtable)), fields
 
 
-def aedat4(events, compression=1, per_packet=40, kind="EVTS", table_of_contents=True):
+def aedat4(events, compression=1, per_packet=40, kind="EVTS", table_of_contents=True, pack=None):
     """DV's format: header, packets of stream 0 with events, one packet of another stream."""
     xml = (
         f'<dv version="2.0"><node name="outInfo" path="/outInfo/"><node name="0" path="/outInfo/0/">'
@@ -104,7 +104,7 @@ def aedat4(events, compression=1, per_packet=40, kind="EVTS", table_of_contents=
         body = start + struct.pack("<iqI", compression, position, 4)
         return body + struct.pack("<I", len(xml)) + xml + b"\0"
 
-    pack = lz4_frame if compression else bytes
+    pack = pack or (lz4_frame if compression else bytes)
     packets = bytearray()
     for low in range(0, len(events), per_packet):
         part = events[low : low + per_packet]

@@ -129,15 +129,39 @@ def _decompressor(kind: int, path: Path) -> Decompress:
             return decompress_lz4
         return lambda packet: bytes(fast_lz4(packet))
     if kind in (3, 4):
-        try:
-            from compression import zstd
-
-            return lambda packet: bytes(zstd.decompress(packet))
-        except ImportError:
-            pass
-        try:
-            import zstandard
-        except ImportError as error:
-            raise EventDataError(f"{path}: compressed with Zstandard; to read it: pip install zstandard") from error
-        return lambda packet: bytes(zstandard.ZstdDecompressor().decompressobj().decompress(packet))
+        return _zstandard(path)
     raise EventDataError(f"{path}: damaged, or a kind of compression that is not known ({kind})")
+
+
+def _zstandard(path: Path) -> Decompress:
+    try:
+        from compression import zstd
+    except ImportError:
+        return _zstandard_package(path)
+
+    def unpack(packet: bytes) -> bytes:
+        try:
+            return bytes(zstd.decompress(packet))
+        except zstd.ZstdError as error:
+            raise ValueError(str(error)) from error
+
+    return unpack
+
+
+def _zstandard_package(path: Path) -> Decompress:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise EventDataError(f"{path}: compressed with Zstandard; to read it: pip install zstandard") from error
+
+    def unpack(packet: bytes) -> bytes:
+        whole = zstandard.ZstdDecompressor().decompressobj()
+        try:
+            unpacked = bytes(whole.decompress(packet))
+        except zstandard.ZstdError as error:
+            raise ValueError(str(error)) from error
+        if not whole.eof:
+            raise ValueError("a compressed packet does not end")
+        return unpacked
+
+    return unpack

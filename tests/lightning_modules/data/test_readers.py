@@ -1,6 +1,7 @@
 """Readers: what was written comes back, real files agree with other readers, and damaged files are named."""
 
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,34 @@ def test_aedat3_times_go_on_after_an_overflow(tmp_path):
 def test_aedat4_variants(tmp_path, options):
     events = files.random_events(1, 120, 128, 128)
     np.testing.assert_array_equal(read_aedat4(files.write(tmp_path / "a", files.aedat4(events, **options))), events)
+
+
+@pytest.mark.parametrize("kind", [3, 4])
+def test_aedat4_with_zstandard(tmp_path, kind):
+    zstandard = pytest.importorskip("zstandard")
+    for pack in (
+        zstandard.ZstdCompressor().compress,
+        zstandard.ZstdCompressor(write_content_size=False).compress,  # as a stream is written
+    ):
+        events = files.random_events(1, 120, 128, 128)
+        path = files.write(tmp_path / "a", files.aedat4(events, kind, pack=pack))
+        np.testing.assert_array_equal(read_aedat4(path), events)
+
+
+@pytest.mark.parametrize("spoil", [lambda packed: packed[:-4], lambda packed: bytes(len(packed))])
+def test_damaged_zstandard_is_named(tmp_path, spoil):
+    compress = pytest.importorskip("zstandard").ZstdCompressor().compress
+    path = files.write(tmp_path / "a", files.aedat4(files.random_events(1), 3, pack=lambda part: spoil(compress(part))))
+    with pytest.raises(EventDataError, match=rf"{re.escape(str(path))}: cut off or damaged"):
+        read_aedat4(path)
+
+
+def test_zstandard_without_its_package_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "compression", None)
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    path = files.write(tmp_path / "a", files.aedat4(files.random_events(1), 3))
+    with pytest.raises(EventDataError, match=rf"{re.escape(str(path))}: compressed with Zst.*pip install zstandard"):
+        read_aedat4(path)
 
 
 @pytest.mark.parametrize(
