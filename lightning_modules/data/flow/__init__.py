@@ -1,7 +1,9 @@
 """Data for optical flow: recordings cut into windows, loaded as parallel lanes."""
 
 from .datamodule import FlowDataModule
+from .dsec import DSECDataModule
 from .lanes import LaneDataset, LaneSampler
+from .mvsec import MVSECDataModule
 from .rot_disk import RotDiskDataModule
 from .simulated import SimulatedFlowDataModule
 from .simulator import SimulationSettings
@@ -16,11 +18,13 @@ from .windows import (
 )
 
 __all__ = [
+    "DSECDataModule",
     "EventColumns",
     "FlowDataModule",
     "FlowRecording",
     "LaneDataset",
     "LaneSampler",
+    "MVSECDataModule",
     "RotDiskDataModule",
     "SimulatedFlowDataModule",
     "SimulationSettings",
