@@ -107,6 +107,7 @@ def read_rot_disk(path: str | Path, recording: RecordingName) -> tuple[EventColu
     columns = EventColumns(*(_array(arrays, f"{recording}_{column}", path) for column in "xytp"))
     if len(columns.t) == 0:
         raise EventDataError(f"{path}: {recording} has no events")
+    check_times(np.asarray(columns.t), f"{path}: {recording}")
     if recording == "IMU_rotDisk":
         times, codes, raw = (_array(arrays, f"{recording}_imu_{name}", path) for name in ("t", "code", "raw"))
         if not len(times) == len(codes) == len(raw):

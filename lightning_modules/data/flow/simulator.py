@@ -182,8 +182,11 @@ def simulated_recordings(
         count: Number of recordings.
         cache_dir: Cache directory; default as in `lightning_modules.data.cache.cache_root`.
         make_scene: Makes the scene of a part and number.
-        source: What the scenes depend on besides the settings, as plain values.
+        source: What the scenes depend on besides the settings, as plain values; needed with another ``make_scene``, for
+            the cache.
     """
+    if make_scene is not draw_scene and source is None:
+        raise ValueError("source must say what the scenes of another make_scene depend on, or the cache mixes them up")
     if count < 1:
         raise ValueError(f"part {part!r} needs at least 1 recording, got {count}")
     scenes = [make_scene(settings, part, number) for number in range(count)]
