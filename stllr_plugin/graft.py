@@ -418,9 +418,9 @@ def find_calls(root: Node, output_shape: torch.Size) -> tuple[list[tuple[Node, S
         if getattr(node, "stllr_boundary", False):
             boundaries.append(node)
             continue
-        name = node.name()
+        name = type(node).__name__  # not node.name(): a user's Function may have an attribute of that name
         for position, (following, _) in enumerate(node.next_functions):
-            if following is None or following.name() == "torch::autograd::AccumulateGrad":
+            if following is None or type(following).__name__ == "AccumulateGrad":
                 continue
             adds = (name == "AddBackward0" and (position == 0 or node._saved_alpha == 1)) or (  # type: ignore[attr-defined]
                 name == "SubBackward0" and position == 0
@@ -464,6 +464,6 @@ def records_behind(root: Node) -> tuple[list[StepRecord], bool]:
             if record is not None:
                 records.append(record)
             continue
-        parameters = parameters or node.name() == "torch::autograd::AccumulateGrad"
+        parameters = parameters or type(node).__name__ == "AccumulateGrad"
         stack.extend(following for following, _ in node.next_functions if following is not None)
     return records, parameters

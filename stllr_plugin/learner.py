@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
@@ -43,6 +43,9 @@ from stllr_plugin.stream import Stream, make_stream
 from stllr_plugin.streaming import OnlineRun, run_online, run_two_pass
 from stllr_plugin.supervision import Supervision
 from stllr_plugin.traces import EdgeTraces, NeuronTraces
+from stllr_plugin.windows import RunResult
+from stllr_plugin.windows import run as run_windows
+from stllr_plugin.windows.window import Window
 
 _STATE_KEY = "stllr"
 
@@ -143,6 +146,9 @@ class STLLRLearner(OptimizerFacade):
         self._single_step_updates = 0
         self.model_calls = 0
         self.running_stream: weakref.ref[Stream] | None = None
+        self.window: Window | None = None  # the window that runs, within run()
+        self.window_checks: dict[Any, tuple[Any, str | None]] = {}
+        self.run_notes: str | None = None
         self._edge_names: dict[str, str] = {}
         self._sequence_neurons = {name for name, module, adapter in plan.neurons if adapter.is_sequence(module)}
         self._handles: list[Any] = []
@@ -524,6 +530,26 @@ class STLLRLearner(OptimizerFacade):
         return self._neurons
 
     @property
+    def synapse_sites(self) -> list[SynapseSite]:
+        """The synapses of the model, as the learner sees them."""
+        return self._sites
+
+    @property
+    def synaptic_parameters(self) -> set[int]:
+        """Ids of the parameters behind the synapses' weights."""
+        found = {id(p) for _, module, synapse in self._plan.synapses for p in synapse.trainable(module)}
+        for neuron in self._neurons:
+            for name in neuron.adapter.weight_names:
+                originals = (name, f"{name}_orig", f"parametrizations.{name}.")
+                found.update(id(p) for key, p in neuron.module.named_parameters() if key.startswith(originals))
+        return found
+
+    @property
+    def has_kept_states(self) -> bool:
+        """Whether modules other than neurons keep states from step to step."""
+        return any(not isinstance(kept.module, SequenceDropout) for kept in self._kept) or bool(self._plan.recurrences)
+
+    @property
     def keeps_time(self) -> bool:
         """Whether the model takes and returns a time dimension, [1, batch, ...] at each step."""
         return bool(self._sequence_neurons or self._plan.lifts)
@@ -580,6 +606,70 @@ class STLLRLearner(OptimizerFacade):
         """
         self._require_attached()
         return make_stream(self, data, state, lengths, model)
+
+    def run(
+        self,
+        net: Callable[..., Any],
+        inputs: Tensor | Sequence[Tensor],
+        targets: Any,
+        loss_fn: Callable[[Any, Any], Tensor | None],
+        *,
+        window: int = 16,
+        supervise_last: int | None = None,
+        lengths: Tensor | None = None,
+        backward: Callable[[Tensor], Any] | None = None,
+        keep_outputs: bool = True,
+        continue_from: RunResult | None = None,
+    ) -> RunResult:
+        """Trains on a whole sequence, several time steps at once: the fast path.
+
+        Layers without a state run once per window of K steps, on [K * B, ...]; neurons run through their K steps; each
+        weight gets its gradient for the whole window in one product. The gradients are those of one step after the
+        other::
+
+            result = learner.run(net, x, labels, cross_entropy, window=20, supervise_last=10)
+            learner.step()
+
+        Memory grows with the window, not with the sequence. A model that cannot run in windows runs step by step, with
+        the same gradients; ``result.steps_because`` and :meth:`report` then say why. Whether it can is tried out once
+        per kind of input, on the first steps.
+
+        Args:
+            net: The attached model, its DistributedDataParallel wrapper or compiled form; one call is one time step.
+            inputs: [time, batch, ...], or a list of one tensor [batch, ...] per time step.
+            targets: What ``loss_fn`` gets beside the output; a list has one item per time step.
+            loss_fn: Called with the output [batch, ...] and the target of each supervised step; returns the step's
+                loss, or None to skip the step.
+            window: Time steps of a window.
+            supervise_last: Number of supervised steps at the end; by default as the learner was told.
+            lengths: Integer [B], the length of each sample; see :meth:`reset`.
+            backward: Called with the loss of each window instead of ``loss.backward()``, e.g. ``lambda loss:
+                scaler.scale(loss).backward()``.
+            keep_outputs: Whether the result holds the outputs of the supervised steps.
+            continue_from: The result of a run that this one goes on from, for updates within a sequence (build the
+                learner with ``reset_after_step=False``). By default a new sequence begins.
+
+        Returns:
+            The summed loss and the outputs.
+
+        Raises:
+            SequenceInputError: If the inputs or targets do not have this form.
+            StateError: If the learner is disabled or the model in ``eval()`` mode, or an argument is not valid.
+        """
+        self._require_attached()
+        return run_windows(
+            self,
+            net,
+            inputs,
+            targets,
+            loss_fn,
+            window=window,
+            supervise_last=supervise_last,
+            lengths=lengths,
+            backward=backward,
+            keep_outputs=keep_outputs,
+            continue_from=continue_from,
+        )
 
     def online(
         self,
@@ -703,6 +793,7 @@ class STLLRLearner(OptimizerFacade):
                 "propagate": self._plan.rule.propagate,
                 "convention": self._plan.rule.convention,
                 "enabled": self._enabled,
+                **({} if self.run_notes is None else {"run": self.run_notes}),
             },
         )
 

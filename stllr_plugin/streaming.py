@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from stllr_plugin.errors import StateError
 from stllr_plugin.hooks import Hook, eager
-from stllr_plugin.neurons import find_keeper
 from stllr_plugin.neurons.base import map_tensors, rebuilt
-from stllr_plugin.nn import SequenceDropout
+from stllr_plugin.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from stllr_plugin.learner import STLLRLearner
@@ -116,7 +115,7 @@ def run_two_pass(
     """See ``STLLRLearner.two_pass``."""
     _refuse_several_processes(learner, "two_pass()")
     _refuse_disabled(learner, "two_pass()")
-    start = _Snapshot(learner)
+    start = Snapshot(learner)
     records: list[list[tuple[int, Tensor]]] = []
 
     def record(module: nn.Module, args: Any, result: Any) -> Any:
@@ -202,45 +201,3 @@ def _without_graph(learner: STLLRLearner, output: nn.Module) -> list[Any]:
         handles.append(module.register_forward_pre_hook(before))
         handles.append(module.register_forward_hook(after, always_call=True, prepend=True))
     return handles
-
-
-class _Snapshot:
-    """States, traces, buffers and random generators at the start of a sequence."""
-
-    def __init__(self, learner: STLLRLearner) -> None:
-        self.learner = learner
-        self.buffers = [
-            (module, name, buffer, None if buffer is None else buffer.detach().clone())
-            for module in learner.model.modules()
-            for name, buffer in module._buffers.items()
-        ]
-        self.kept = [
-            (keeper, module, keeper.save(module))
-            for module in learner.model.modules()
-            if (keeper := find_keeper(module)) is not None
-        ]
-        self.states = [(neuron, neuron.adapter.save_states(neuron.module)) for neuron in learner.neurons]
-        self.masks = [(m, m.mask) for m in learner.model.modules() if isinstance(m, SequenceDropout)]
-        self.clock = learner.supervision.clock
-        self.cpu = torch.get_rng_state()
-        devices = {parameter.device for parameter in learner.model.parameters() if parameter.device.type != "cpu"}
-        self.devices = [(device, torch.get_device_module(device).get_rng_state(device)) for device in devices]
-
-    def restore(self) -> None:
-        for module, name, buffer, value in self.buffers:
-            if buffer is None or value is None or name in module._non_persistent_buffers_set:
-                module._buffers[name] = value  # states, which modules replace rather than overwrite
-            else:
-                with torch.no_grad():
-                    buffer.copy_(value)
-                module._buffers[name] = buffer
-        for keeper, module, saved in self.kept:
-            keeper.restore(module, saved)
-        for neuron, states in self.states:
-            neuron.adapter.restore_states(neuron.module, states)
-        for dropout, mask in self.masks:
-            dropout.mask = mask
-        self.learner.supervision.clock = self.clock
-        torch.set_rng_state(self.cpu)
-        for device, state_of in self.devices:
-            torch.get_device_module(device).set_rng_state(state_of, device)

@@ -26,6 +26,8 @@ class Supervision:
         lengths: Length of each sample, int64 [B], if they differ.
         clock: Index of the step that runs or ran last; -1 before the first.
         steps_run: Number of steps begun since the learner was attached.
+        window: While several steps run at once: whether they are supervised, all of them; None otherwise.
+        rows: In a window: which of its steps and samples are supervised, bool [K * B], step 0 first; None for all.
     """
 
     last: int | None = None
@@ -34,6 +36,8 @@ class Supervision:
     lengths: Tensor | None = None
     clock: int = -1
     steps_run: int = 0
+    window: bool | None = None
+    rows: Tensor | None = None
     _first: int = 0
     _drawn: frozenset[int] | None = None
 
@@ -81,6 +85,8 @@ class Supervision:
 
     def needs_graph(self, step: int) -> bool:
         """Whether any sample is supervised at this step, as far as can be known while it runs."""
+        if self.window is not None:
+            return self.window
         if self.random is None:
             return step >= self._first
         if self._drawn is None:
@@ -105,6 +111,11 @@ class Supervision:
 
         The signal of a sequence module, [1, B, ...], has its batch in the second dimension.
         """
+        if self.window is not None:
+            if not self.window or self.rows is None:
+                return signal if self.window else None
+            rows = self.rows.to(signal.device).view(-1, *[1] * (signal.dim() - 1))
+            return torch.where(rows, signal, torch.zeros_like(signal))
         if self.random is not None and not self.needs_graph(step):
             return None
         if self.lengths is not None:

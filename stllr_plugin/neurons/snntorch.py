@@ -114,7 +114,7 @@ class SnnTorchAdapter(NeuronAdapter):
         if neuron.inhibition:  # only the largest v of each sample may spike; the graded factor is not applied
             winner = v.detach().argmax(1, keepdim=True)
             return NeuronStep(membrane, v, spikes, gate=torch.zeros_like(v).scatter_(1, winner, 1.0))
-        return NeuronStep(membrane, v, spikes, gain=_gain(neuron.graded_spikes_factor))
+        return NeuronStep(membrane, v, spikes, gain=spike_gain(neuron.graded_spikes_factor))
 
     def replace(self, module: nn.Module, output: Any, change: Callable[[Tensor], Tensor]) -> Any:
         """See the base class."""
@@ -161,7 +161,7 @@ def _detached(value: Any) -> Any:
 _IS_ONE = WeakTensorKeyDictionary()
 
 
-def _gain(factor: Tensor) -> Tensor | None:
+def spike_gain(factor: Tensor) -> Tensor | None:
     """The factor of graded spikes, None where it is the constant 1."""
     if factor.requires_grad:
         return factor
@@ -282,7 +282,7 @@ class StateLeakyAdapter(NeuronAdapter):
             return NeuronStep(None, None, spikes)
         (membrane,) = tap.calls[-1]
         neuron: Any = module
-        factor = _gain(neuron.graded_spikes_factor)
+        factor = spike_gain(neuron.graded_spikes_factor)
         gain = None if factor is None else factor * factor
         return NeuronStep(membrane, membrane - neuron.threshold, spikes, gain=gain)
 

@@ -123,7 +123,7 @@ class NeuronSite:
 
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Cuts the incoming states off the graph of the past and opens the tap."""
-        if not self.learner.is_recording:
+        if self.learner.window is not None or not self.learner.is_recording:  # a window does its own bookkeeping
             self._evaluated = self._evaluated or not self.learner.model.training
             self._open.append(None)
             return None
@@ -343,7 +343,7 @@ class NeuronSite:
         def psi_of(rule: STLLRRule) -> Tensor:
             psi = resolve_psi(rule.psi)
             if psi not in values:
-                value = _fired(step, v) if isinstance(psi, Spike) else self._psi(psi, v)
+                value = _fired(step, v) if isinstance(psi, Spike) else self.psi(psi, v)
                 values[psi] = value if step.gate is None else value * step.gate
             return values[psi]
 
@@ -361,7 +361,8 @@ class NeuronSite:
         carries = psi_of(self.rule) if with_graph and self.rule.propagate == "psi" else None
         return posts, carries
 
-    def _psi(self, psi: Psi | None, v: Tensor) -> Tensor:
+    def psi(self, psi: Psi | None, v: Tensor) -> Tensor:
+        """The secondary activation (None: the neuron's own surrogate derivative) of v = u - threshold, checked."""
         if psi is None:
             self._check_surrogate(v)
             return self.adapter.surrogate_derivative(self.module, v)

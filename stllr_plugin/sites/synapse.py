@@ -207,7 +207,7 @@ class ModuleSite(SynapseSite):
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Cuts an input that comes from an earlier step (a recurrence of the user's own) off the graph."""
         x = args[0] if args else kwargs[self.synapse.input_name]
-        if not isinstance(x, Tensor) or x.grad_fn is None:
+        if not isinstance(x, Tensor) or x.grad_fn is None or self.learner.window is not None:
             return None
         records, parameters = records_behind(x.grad_fn)
         steps = {record.step for record in records}

@@ -1,0 +1,244 @@
+"""snnTorch's Leaky and RLeaky over a window, without a Python call of the module at each step.
+
+The numbers are those of the modules, operation by operation. Since u depends on the input through a sum, nothing needs
+a graph: a gradient of u is a gradient of the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from stllr_plugin.graft import SynapseCall
+from stllr_plugin.sites.synapse import ModuleSite
+from stllr_plugin.synapses import ConvSynapse, LinearSynapse
+from stllr_plugin.windows.scan import InnerSynapse, Scan
+
+if TYPE_CHECKING:
+    from stllr_plugin.sites import NeuronSite
+    from stllr_plugin.windows.window import Window
+
+
+@dataclass(slots=True)
+class LeakyScan(Scan):
+    """A scan in which du/d(input) is 1.
+
+    Attributes:
+        site: The neuron.
+        undone: Where a spike took the membrane down within its own step (reset_delay=False): how d(mem)/du follows from
+            the surrogate's derivative; None where the returned membrane is u.
+        bias: Bias of the recurrence, if it is trained.
+    """
+
+    site: NeuronSite | None = None
+    undone: Callable[[Tensor], Tensor] | None = None
+    surrogate: Tensor | None = None
+
+    def pull(
+        self, membrane: Tensor | None, leaves: Sequence[Tensor | None]
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        """See the base class."""
+        total = membrane
+        for gradient in leaves:
+            if gradient is not None:
+                shaped = self._of_membrane(gradient)
+                total = shaped if total is None else total + shaped
+        current = None if total is None else total.flatten(0, 1)
+        return current, [total] * len(self.inner)
+
+    def _of_membrane(self, gradient: Tensor) -> Tensor:
+        assert self.v is not None
+        gradient = gradient.view(self.v.shape)
+        return gradient if self.undone is None else gradient * self.undone(self.derivative())
+
+    def derivative(self) -> Tensor:
+        """Derivative of the neuron's own surrogate, [K, B, ...]."""
+        assert self.site is not None and self.v is not None
+        if self.surrogate is None:
+            self.surrogate = self.site.psi(None, self.v)
+        return self.surrogate
+
+    def carry(
+        self, signal: Tensor | None, psi: Tensor | None, leaves: Sequence[Tensor | None]
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        """See the base class; the only other parameter there can be is the recurrence's bias."""
+        carrier = None if signal is None else signal * (self.derivative() if psi is None else psi)
+        current, _ = self.pull(carrier, leaves)
+        if current is None or not self.parameters:
+            return current, [None] * len(self.parameters)
+        dims = [0, *range(2, current.dim())] if current.dim() > 2 else [0]
+        return current, [current.sum(dims)]
+
+
+def scan_leaky(
+    site: NeuronSite, window: Window, current: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Scan | None:
+    """Runs the neuron, if it is one of these in a form that is known here; else returns None.
+
+    Args:
+        site: The neuron.
+        window: The window.
+        current: Its input, [K * B, ...].
+        args: Further arguments of the first step: states [B, ...].
+        kwargs: The same by keyword.
+    """
+    module: Any = site.module
+    if kwargs or not _is_plain(site) or (args and len(args) != len(site.adapter.state_buffers(module))):
+        return None
+    recurrent = _Recurrence.of(site) if hasattr(module, "recurrent") else None
+    if hasattr(module, "recurrent") and recurrent is None:
+        return None
+    inputs = current.detach().reshape(window.num_steps, window.batch, *current.shape[1:])
+    names = site.adapter.state_buffers(module)
+    states = {name: module._buffers[name] for name in names}
+    states.update({name: state for name, state in zip(names, args, strict=False) if state is not None})
+    start = {
+        name: state.detach() if state is not None and state.shape == inputs.shape[1:] else torch.zeros_like(inputs[0])
+        for name, state in states.items()
+    }
+    with torch.no_grad():
+        membranes, spikes, returned = _run(module, inputs, start["mem"], start.get("spk"), recurrent)
+        v = membranes - module.threshold
+    module.mem = returned[-1].clone()
+    if "spk" in names:
+        module.spk = spikes[-1].clone()
+    leaves = [spikes.flatten(0, 1)]
+    if module.output or not module.init_hidden:
+        leaves.append(returned.flatten(0, 1))
+    inner = [] if recurrent is None else [recurrent.synapse(start["spk"], spikes)]
+    return LeakyScan(
+        output=leaves[0] if len(leaves) == 1 else tuple(leaves),
+        leaves=leaves,
+        spikes=0,
+        v=v,
+        inner=inner,
+        parameters=[] if recurrent is None else recurrent.trained_bias(),
+        site=site,
+        undone=_undone(module),
+    )
+
+
+def _run(
+    module: Any, inputs: Tensor, mem: Tensor, spk: Tensor | None, recurrent: _Recurrence | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The K steps: membranes u, spikes, and the membranes that the module returns, each [K, B, ...]."""
+    beta, threshold = module.beta.clamp(0, 1), module.threshold
+    how = module.reset_mechanism_val  # 0 subtracts the threshold, 1 sets to zero, 2 leaves the membrane
+    at_once = not module.reset_delay and how != 2
+    # As snnTorch decides: u - threshold > 0, also for the reset that is due from the step before.
+    reset = torch.gt(mem - threshold, 0).to(inputs.dtype)
+    membranes, spikes = torch.empty_like(inputs), torch.empty_like(inputs)
+    returned = torch.empty_like(inputs) if at_once else membranes
+    for x, u, y, after in zip(inputs.unbind(0), membranes.unbind(0), spikes.unbind(0), returned.unbind(0), strict=True):
+        if how == 1:
+            torch.mul(1 - reset, mem, out=u)
+            u.mul_(beta)
+        else:
+            torch.mul(mem, beta, out=u)
+        u.add_(x)
+        if recurrent is not None:
+            assert spk is not None
+            u.add_(recurrent(spk))
+        if how == 0:
+            u.sub_(reset * threshold)
+        torch.gt(u - threshold, 0, out=y)
+        if at_once:
+            change = y - reset
+            torch.sub(u, change * threshold, out=after)
+            mem = after
+            reset = torch.gt(mem - threshold, 0).to(inputs.dtype)
+        else:
+            mem, reset = u, y
+        spk = y
+    return membranes, spikes, returned
+
+
+def _undone(module: Any) -> Callable[[Tensor], Tensor] | None:
+    """d(mem)/du of a membrane that is reset within the step, from the derivative of the spikes."""
+    if module.reset_delay or module.reset_mechanism_val == 2:
+        return None
+    threshold = module.threshold
+    return lambda derivative: 1 - derivative * threshold
+
+
+_HEAVISIDE: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+def _is_plain(site: NeuronSite) -> bool:
+    """Whether the neuron is a Leaky or RLeaky as the library makes them, and nothing of it but synapses is trained."""
+    if type(site.module).__module__.partition(".")[0] != "snntorch":
+        return False
+    from snntorch import Leaky, RLeaky
+
+    from stllr_plugin.neurons.snntorch import spike_gain
+
+    module: Any = site.module
+    return (
+        type(module) in (Leaky, RLeaky)
+        and not module.inhibition
+        and not module.state_quant
+        # With a reset to zero du/d(input) is not 1 in an RLeaky, nor is d(mem)/du where it comes within the step.
+        and not (module.reset_mechanism_val == 1 and (type(module) is RLeaky or not module.reset_delay))
+        and not any(isinstance(value, nn.Parameter) for value in (module.beta, module.threshold))
+        and not module.graded_spikes_factor.requires_grad
+        and spike_gain(module.graded_spikes_factor) is None
+        and _fires_above_zero(module.spike_grad)
+    )
+
+
+def _fires_above_zero(surrogate: Any) -> bool:
+    """Whether a spike function is a step at 0 with no spike at 0 itself, and draws no random numbers."""
+    known = _HEAVISIDE.get(surrogate)
+    if known is None:
+        at = torch.tensor([-3.0, -1.0, -1e-3, -1e-12, 0.0, 1e-12, 1e-3, 1.0, 3.0]).repeat(8)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            known = bool((surrogate(at) == (at > 0)).all())
+        _HEAVISIDE[surrogate] = known
+    return known
+
+
+class _Recurrence:
+    """The recurrent layer of an RLeaky, run without the learner's hooks."""
+
+    def __init__(self, site: ModuleSite, module: nn.Module) -> None:
+        self.site = site
+        self.module = module
+        self._forward = type(module).forward
+
+    @classmethod
+    def of(cls, site: NeuronSite) -> _Recurrence | None:
+        """The recurrence, if it is a plain layer without hooks of the user's."""
+        module: Any = site.module.recurrent
+        ours = next((found for found in site.learner.synapse_sites if getattr(found, "module", None) is module), None)
+        plain = (
+            isinstance(ours, ModuleSite)
+            and isinstance(ours.synapse, (LinearSynapse, ConvSynapse))
+            and type(module) in (nn.Linear, nn.Conv2d)
+            and not parametrize.is_parametrized(module)
+            and len(module._forward_hooks) == 1
+            and len(module._forward_pre_hooks) == 1
+            and "weight" in module._parameters
+        )
+        return cls(ours, module) if plain and isinstance(ours, ModuleSite) else None
+
+    def __call__(self, spikes: Tensor) -> Tensor:
+        """The current that last step's spikes [B, ...] make."""
+        return self._forward(self.module, spikes)  # type: ignore[no-any-return]
+
+    def trained_bias(self) -> list[Tensor]:
+        """Its bias, in a list, if it has one that is trained."""
+        bias = self.module._parameters.get("bias")
+        return [bias] if bias is not None and bias.requires_grad else []
+
+    def synapse(self, start: Tensor, spikes: Tensor) -> InnerSynapse:
+        """Its calls in a window that began with the spikes ``start`` [B, ...] and gave out ``spikes`` [K, B, ...]."""
+        x = torch.cat([start.unsqueeze(0), spikes[:-1]])
+        weight: Any = self.module.weight
+        call = SynapseCall(self.site, x[0], x._version, weight, self.site.learner.next_order())
+        return InnerSynapse(call, x)

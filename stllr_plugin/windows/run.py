@@ -1,0 +1,275 @@
+"""``learner.run``: a whole sequence, several time steps at once where the model allows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from stllr_plugin.errors import SequenceInputError, StateError
+from stllr_plugin.neurons.base import map_tensors
+from stllr_plugin.windows.check import Model, why_steps
+from stllr_plugin.windows.errors import NeedsStepsError
+from stllr_plugin.windows.window import Window
+
+if TYPE_CHECKING:
+    from stllr_plugin.learner import STLLRLearner
+
+LossFunction = Callable[[Any, Any], "Tensor | None"]
+
+
+@dataclass
+class RunResult:
+    """What ``learner.run`` did.
+
+    Attributes:
+        loss: Sum of the supervised steps' losses, detached; 0.0 if there was none.
+        supervised_steps: How many steps had a loss.
+        outputs: What the model returned at the steps from the first supervised one on, detached, one item per step.
+        steps_because: Why the model ran step by step; None if it ran in windows.
+        state: What a model that passes its state in and out returned at the end (Norse); for ``continue_from``.
+    """
+
+    loss: Tensor | float = 0.0
+    supervised_steps: int = 0
+    outputs: list[Any] = field(default_factory=list)
+    steps_because: str | None = None
+    state: Any = None
+
+
+def run(
+    learner: STLLRLearner,
+    net: Callable[..., Any],
+    inputs: Tensor | Sequence[Tensor],
+    targets: Any,
+    loss_fn: LossFunction,
+    *,
+    window: int,
+    supervise_last: int | None,
+    lengths: Tensor | None,
+    backward: Callable[[Tensor], Any] | None,
+    keep_outputs: bool,
+    continue_from: RunResult | None,
+) -> RunResult:
+    """See ``STLLRLearner.run``."""
+    task = _Task(learner, net, inputs, targets, loss_fn, window, supervise_last, lengths, backward, keep_outputs)
+    if continue_from is None:
+        reason = why_steps(learner, task.model, task.inputs)
+    else:
+        task.go_on_from(continue_from)
+        reason = continue_from.steps_because
+    if reason is None:
+        result = task.in_windows()
+        learner.run_notes = f"in windows of {window} steps"
+        return result
+    learner.run_notes = f"step by step: {reason}"
+    result = task.step_by_step()
+    result.steps_because = reason
+    return result
+
+
+class _Task:
+    """The arguments of one run, checked."""
+
+    def __init__(
+        self,
+        learner: STLLRLearner,
+        net: Callable[..., Any],
+        inputs: Tensor | Sequence[Tensor],
+        targets: Any,
+        loss_fn: LossFunction,
+        window: int,
+        supervise_last: int | None,
+        lengths: Tensor | None,
+        backward: Callable[[Tensor], Any] | None,
+        keep_outputs: bool,
+    ) -> None:
+        if not learner.is_recording:
+            raise StateError(
+                "run() trains: call model.train(), leave torch.no_grad() and enable the learner. To evaluate, call the "
+                "model at each step, or learner.stream(inputs)."
+            )
+        self.learner = learner
+        self.net = net
+        self.inputs = _checked_inputs(inputs)
+        self.num_steps, self.batch = len(self.inputs), self.inputs[0].shape[0]
+        self.targets = _per_step(targets, self.num_steps)
+        self.loss_fn = loss_fn
+        if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+            raise StateError(f"window={window!r}: expected a positive number of time steps.")
+        self.window = window
+        self.last = learner.supervision.last if supervise_last is None else supervise_last
+        if self.last is not None and (isinstance(self.last, bool) or not isinstance(self.last, int) or self.last < 1):
+            raise StateError(f"supervise_last={self.last!r}: expected a positive number of time steps, or None.")
+        self.lengths = None if lengths is None else torch.as_tensor(lengths)
+        self.backward = torch.Tensor.backward if backward is None else backward
+        self.keep_outputs = keep_outputs
+        self.model = Model(learner, net)
+        self.begins = True
+
+    def go_on_from(self, before: RunResult) -> None:
+        """Makes this a further part of the sequence that another run began."""
+        if self.lengths is not None or self.last is not None:
+            raise StateError("continue_from goes on with a sequence; lengths and supervise_last belong to its whole.")
+        self.begins = False
+        self.model.state = before.state
+
+    @property
+    def first_supervised(self) -> int:
+        """The first step that is supervised for any sample."""
+        if self.last is None:
+            return 0
+        shortest = self.num_steps if self.lengths is None else int(self.lengths.min())
+        return max(0, shortest - self.last)
+
+    def step_by_step(self) -> RunResult:
+        """One step after the other."""
+        result = RunResult()
+        supervision, first = self.learner.supervision, self.first_supervised
+        last, supervision.last = supervision.last, self.last
+        try:
+            for t, output in enumerate(self._outputs()):
+                wanted = t >= first if supervision.random is None else supervision.is_supervised(t)
+                if wanted:
+                    loss = self.loss_fn(output, self.targets(t))
+                    self._learn(result, loss, t == self.num_steps - 1)
+                    result.supervised_steps += loss is not None
+                if t >= first and self.keep_outputs:
+                    result.outputs.append(map_tensors(output, torch.Tensor.detach))
+        finally:
+            supervision.last = last
+        result.state = self.model.state
+        return result
+
+    def _outputs(self) -> Iterator[Any]:
+        if self.begins:
+            data = self.inputs if isinstance(self.inputs, Tensor) else list(self.inputs)
+            stream = self.learner.stream(data, lengths=self.lengths, model=self.net)
+            yield from stream
+            self.model.state = stream.state
+        elif self.learner.keeps_time:
+            raise StateError("continue_from is for models whose call is one time step [batch, ...].")
+        else:
+            self.learner.supervision.extend(self.num_steps)
+            yield from map(self.model, self.inputs)
+
+    def in_windows(self) -> RunResult:
+        """A window of steps after the other; the weights' gradients are those of one step after the other."""
+        learner, result = self.learner, RunResult()
+        if self.begins:
+            learner.begin_sequence(self.num_steps, self.lengths, keep_target=True)
+        for start, stop, supervised in self._windows():
+            learner.supervision.window, learner.supervision.rows = supervised, self._rows(start, stop)
+            try:
+                loss = self._one_window(result, start, stop, supervised)
+                self._learn(result, loss, stop == self.num_steps)
+            except NeedsStepsError as error:
+                raise StateError(f"run() cannot go on at step {start}: {error}.") from error
+            finally:
+                learner.supervision.window = learner.supervision.rows = None
+        result.state = map_tensors(self.model.state, torch.Tensor.detach)
+        return result
+
+    def _windows(self) -> Iterator[tuple[int, int, bool]]:
+        first = self.first_supervised
+        for begin, end, supervised in ((0, first, False), (first, self.num_steps, True)):
+            for start in range(begin, end, self.window):
+                yield start, min(start + self.window, end), supervised
+
+    def _one_window(self, result: RunResult, start: int, stop: int, supervised: bool) -> Tensor | None:
+        count = stop - start
+        with Window(self.learner, count, self.batch, supervised):
+            output = self.model(stacked(self.inputs, start, stop))
+        if not supervised:
+            return None
+        rows = self.learner.supervision.rows
+        if rows is not None:  # what lies behind the last synapse has no part of the learner's on its way
+            output = map_tensors(output, lambda tensor: _masked(tensor, rows))
+        steps = [map_tensors(output, self._step(t, count)) for t in range(count)]
+        if self.keep_outputs:
+            result.outputs += [map_tensors(step, torch.Tensor.detach) for step in steps]
+        total = None
+        for t, step in enumerate(steps):
+            loss = self.loss_fn(step, self.targets(start + t))
+            if loss is not None:
+                total = loss if total is None else total + loss
+                result.supervised_steps += 1
+        return total
+
+    def _step(self, t: int, num_steps: int) -> Callable[[Tensor], Tensor]:
+        """Takes one step of a window out of a tensor [K * B, ...]."""
+        part = slice(t * self.batch, (t + 1) * self.batch)
+        return lambda tensor: tensor[part] if tensor.shape[:1] == (num_steps * self.batch,) else tensor
+
+    def _rows(self, start: int, stop: int) -> Tensor | None:
+        """Which steps and samples learn, [K * B]; None if all do."""
+        if self.lengths is None:
+            return None
+        steps = torch.arange(start, stop).unsqueeze(1)
+        rows = steps < self.lengths.cpu()
+        if self.last is not None:
+            rows &= steps >= self.lengths.cpu() - self.last
+        return rows.flatten().to(self.inputs[0].device)
+
+    def _learn(self, result: RunResult, loss: Tensor | None, last: bool) -> None:
+        if loss is None:
+            return
+        with nullcontext() if last else self._no_gradient_sync():
+            self.backward(loss)
+        result.loss = result.loss + loss.detach()
+
+    def _no_gradient_sync(self) -> AbstractContextManager[Any]:
+        """DistributedDataParallel averages once, in the last backward pass."""
+        no_sync = getattr(self.net, "no_sync", None)
+        return nullcontext() if no_sync is None else no_sync()
+
+
+def stacked(inputs: Tensor | Sequence[Tensor], start: int, stop: int) -> Tensor:
+    """The steps of a window as one batch, [K * B, ...]."""
+    part = inputs[start:stop]
+    steps = part if isinstance(part, Tensor) else torch.stack(list(part))
+    return steps.flatten(0, 1)
+
+
+class _Rows(torch.autograd.Function):
+    """Identity on an output; drops the gradient of steps and samples that do not learn."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, rows: Tensor) -> Tensor:
+        ctx.rows = rows
+        return tensor.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        rows = ctx.rows.view(-1, *[1] * (grad.dim() - 1))
+        return torch.where(rows, grad, torch.zeros_like(grad)), None
+
+
+def _masked(tensor: Tensor, rows: Tensor) -> Tensor:
+    fits = tensor.requires_grad and tensor.shape[:1] == rows.shape
+    return _Rows.apply(tensor, rows) if fits else tensor
+
+
+def _checked_inputs(inputs: Tensor | Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
+    tensor = isinstance(inputs, Tensor)
+    if not tensor and not (isinstance(inputs, Sequence) and all(isinstance(x, Tensor) for x in inputs)):
+        raise SequenceInputError(
+            "run() takes the inputs as a tensor [time, batch, ...] or a list of one tensor [batch, ...] per time step; "
+            f"found {type(inputs).__name__}."
+        )
+    if (tensor and inputs.dim() < 2) or len(inputs) == 0 or inputs[0].dim() == 0:  # type: ignore[union-attr]
+        found = tuple(inputs.shape) if isinstance(inputs, Tensor) else "an empty list or scalars"
+        raise SequenceInputError(f"run() takes inputs [time, batch, ...] of at least one time step; found {found}.")
+    return inputs
+
+
+def _per_step(targets: Any, num_steps: int) -> Callable[[int], Any]:
+    if isinstance(targets, (list, tuple)):
+        if len(targets) != num_steps:
+            raise SequenceInputError(f"run() got a list of {len(targets)} targets for {num_steps} time steps.")
+        return targets.__getitem__
+    return lambda t: targets
