@@ -22,8 +22,9 @@ class PhotometricLoss(nn.Module):
     averaged over the scales. To it comes the second-order smoothness of each scale's flow, whose weight is halved from
     each scale to the next coarser one.
 
-    Spike-FlowNet and S-TLLR sum over pixels and use a smoothness of 10: ``PhotometricLoss(10, reduction="sum")``. The
-    mean over pixels, in which the weight does not depend on the resolution, is the default.
+    Spike-FlowNet and S-TLLR sum over pixels and over the batch, and use a smoothness of 10: with batches of n that is
+    ``PhotometricLoss(10 / n, reduction="sum")``. The mean over pixels, in which the weight does not depend on the
+    resolution, is the default.
 
     ``loss(flows, window)`` gives one value per sample, [B].
 
