@@ -116,7 +116,7 @@ def test_bad_files_and_arguments(tmp_path, file):
     np.savez(tmp_path / "backwards.npz", **broken)
     with pytest.raises(EventDataError, match="time stamps run backwards"):
         RotDiskDataModule(tmp_path / "backwards.npz").prepare_data()
-    broken = {**broken, "IMU_rotDisk_imu_code": np.zeros(8, int)}
+    broken |= {"IMU_rotDisk_t": broken["IMU_rotDisk_t"][::-1], "IMU_rotDisk_imu_code": np.zeros(8, int)}
     np.savez(tmp_path / "still.npz", **broken)
     with pytest.raises(EventDataError, match=r"no values of the gyroscope about the optical axis \(code 6\)"):
         RotDiskDataModule(tmp_path / "still.npz").prepare_data()
