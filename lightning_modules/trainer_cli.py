@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 import lightning_modules.callbacks
 import lightning_modules.classification
 import lightning_modules.data
+import lightning_modules.data.flow
 import lightning_modules.flow.contrast
 import lightning_modules.flow.photometric
 import lightning_modules.flow.supervised
