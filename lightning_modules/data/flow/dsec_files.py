@@ -95,12 +95,12 @@ class DSECEvents:
     def times(self, low: int, high: int) -> npt.NDArray[Any]:
         """Time stamps in microseconds."""
         with self._file.reading():
-            return np.asarray(self._file["events/t"][low:high]).astype(np.int64) + self.offset
+            return np.asarray(self._file.data("events/t")[low:high]).astype(np.int64) + self.offset
 
     def events(self, low: int, high: int) -> Events:
         """Rectified events; some lie outside of the picture then."""
         with self._file.reading():
-            x, y, p = (np.asarray(self._file[f"events/{name}"][low:high]).astype(np.int64) for name in "xyp")
+            x, y, p = (np.asarray(self._file.data(f"events/{name}")[low:high]).astype(np.int64) for name in "xyp")
         check_pixels(x, y, self.size, str(self.path), first=low)
         if self._rectify is not None:
             x, y = self._rectified()[:, y, x]
@@ -108,7 +108,7 @@ class DSECEvents:
 
     def _indexed(self, millisecond: int) -> int:
         with self._file.reading():
-            return int(self._file["ms_to_idx"][millisecond])
+            return int(self._file.data("ms_to_idx")[millisecond])
 
     def _rectified(self) -> npt.NDArray[np.int32]:
         """Nearest pixel [2, H, W], x before y."""

@@ -11,6 +11,9 @@ from typing import Any
 from lightning_modules.data.events import EventDataError
 from lightning_modules.data.spike_files import import_h5py
 
+_CACHE = 16 << 20
+"""Bytes of unpacked pieces that each array keeps: a search looks at the same pieces again and again."""
+
 _FILTERS = {32001: "Blosc", 32004: "LZ4", 32008: "Bitshuffle", 32015: "Zstandard", 32026: "Blosc2"}
 
 
@@ -30,12 +33,13 @@ class HDF5File:
         self.what = what
         self._file: Any = None
         self._process = 0
+        self._arrays: dict[str, Any] = {}
         if not self.path.exists():
             raise FileNotFoundError(f"{self.path}: no such file (expected {what}, HDF5)")
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the open file."""
-        return {**self.__dict__, "_file": None, "_process": 0}
+        return {**self.__dict__, "_file": None, "_process": 0, "_arrays": {}}
 
     def __contains__(self, name: str) -> bool:
         """Whether there is a group or data set of that name."""
@@ -55,17 +59,22 @@ class HDF5File:
             return file[name]
 
     def data(self, name: str) -> Any:
-        """A data set, after a check that its compression can be read.
+        """A data set that stays open, after a check that its compression can be read.
 
         Raises:
             EventDataError: It is missing, or is a group.
             ImportError: The package that reads its compression is not installed.
         """
+        with self.reading():
+            self._handle()
+        if name in self._arrays:
+            return self._arrays[name]
         found = self[name]
         with self.reading():
             if not hasattr(found, "dtype"):
                 raise EventDataError(f"{self.path}: no {self.what}: {name} must be an array, found a group")
             self._check_filters(found)
+        self._arrays[name] = found
         return found
 
     @contextlib.contextmanager
@@ -83,7 +92,8 @@ class HDF5File:
             h5py = import_h5py()
             with contextlib.suppress(ImportError):
                 import hdf5plugin  # noqa: F401  (registers its filters)
-            self._file, self._process = h5py.File(self.path, "r"), os.getpid()
+            self._arrays = {}
+            self._file, self._process = h5py.File(self.path, "r", rdcc_nbytes=_CACHE), os.getpid()
         return self._file
 
     def _check_filters(self, data: Any) -> None:

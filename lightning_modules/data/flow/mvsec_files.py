@@ -136,7 +136,7 @@ class OriginalMVSEC(MVSECFile):
     def picture(self, index: int) -> npt.NDArray[Any]:
         """Reads a grey picture [H, W]."""
         with self._file.reading():
-            return np.asarray(self._file["davis/left/image_raw"][index])
+            return np.asarray(self._file.data("davis/left/image_raw")[index])
 
     def true_flow(self, every: int) -> FlowMaps | None:
         """The true flow of any interval; the maps of the file are composed."""
@@ -270,11 +270,11 @@ class _OriginalEvents:
 
     def times(self, low: int, high: int) -> npt.NDArray[Any]:
         with self._file.reading():
-            return np.asarray(self._file["davis/left/events"][low:high, 2], np.float64)
+            return np.asarray(self._file.data("davis/left/events")[low:high, 2], np.float64)
 
     def events(self, low: int, high: int) -> Events:
         with self._file.reading():
-            rows = np.asarray(self._file["davis/left/events"][low:high], np.float64)
+            rows = np.asarray(self._file.data("davis/left/events")[low:high], np.float64)
         return Events(rows[:, 0].astype(np.int64), rows[:, 1].astype(np.int64), rows[:, 2], rows[:, 3])
 
 
@@ -292,12 +292,12 @@ class _ColumnEvents:
 
     def times(self, low: int, high: int) -> npt.NDArray[Any]:
         with self._file.reading():
-            return np.asarray(self._file["events/ts"][low:high], np.float64)
+            return np.asarray(self._file.data("events/ts")[low:high], np.float64)
 
     def events(self, low: int, high: int) -> Events:
         with self._file.reading():
             x, y, p = (
-                np.asarray(self._file[f"events/{name}"][low:high]).astype(np.int64) for name in ("xs", "ys", "ps")
+                np.asarray(self._file.data(f"events/{name}")[low:high]).astype(np.int64) for name in ("xs", "ys", "ps")
             )
         return Events(x, y, self.times(low, high), p)
 
@@ -325,7 +325,7 @@ class _HDF5Maps(_Maps):
 
     def __call__(self, index: int) -> npt.NDArray[np.floating]:
         with self._file.reading():
-            return np.asarray(self._file["davis/left/flow_dist"][index], np.float64)
+            return np.asarray(self._file.data("davis/left/flow_dist")[index], np.float64)
 
 
 class _NpzMaps(_Maps):

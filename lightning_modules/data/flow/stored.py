@@ -41,9 +41,27 @@ class EventStore(Protocol):
         """Events from row ``low`` to ``high``; pixels as integers, ON polarities above 0."""
 
 
-def first_row(store: EventStore, time: float) -> int:
-    """Row of the first event at ``time`` or later; without an index some 30 single time stamps are read."""
+def first_row(store: EventStore, time: float, near: int | None = None) -> int:
+    """Row of the first event at ``time`` or later; without an index some 30 single time stamps are read.
+
+    Args:
+        store: The events.
+        time: The time.
+        near: A row from which the search begins, in steps that double. None: it begins in the middle.
+    """
     low, high = store.bracket(time)
+    if near is not None and low <= near < high:
+        step = _BLOCK
+        if store.times(near, near + 1)[0] < time:
+            low = near + 1
+            while low + step < high and store.times(low + step, low + step + 1)[0] < time:
+                low, step = low + step + 1, 2 * step
+            high = min(high, low + step)
+        else:
+            high = near
+            while high - step > low and store.times(high - step, high - step + 1)[0] >= time:
+                high, step = high - step, 2 * step
+            low = max(low, high - step)
     while high - low > _BLOCK:
         middle = (low + high) // 2
         if store.times(middle, middle + 1)[0] < time:
@@ -107,7 +125,8 @@ class CutAtTimes(Cut):
 
     def _row(self, edge: int) -> int:
         if edge not in self._rows:  # the end of one window is the start of the next
-            self._rows[edge] = first_row(self.store, float(self.edges[edge]))
+            near = self._rows.get(edge - 1)
+            self._rows[edge] = first_row(self.store, float(self.edges[edge]), near)
         return self._rows[edge]
 
 

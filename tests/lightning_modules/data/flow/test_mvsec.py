@@ -1,8 +1,10 @@
 """MVSEC: both layouts of a recording give the same windows, only what a window needs is read, bad files are named."""
 
+import importlib.util
 import pickle
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -397,3 +399,24 @@ def test_compression_of_other_packages(made, tmp_path, monkeypatch):
         ImportError, match=rf'{re.escape(str(path))}: /events/xs .*Zstandard.*pip install "stllr-plugin'
     ):
         module(tmp_path / "packed", train=None)
+
+
+def test_zero_flow_is_the_length_of_the_true_flow(tmp_path, capsys, monkeypatch):
+    """The command that tells whether the protocol is the published one."""
+    made = scene(size=(260, 256), seconds=1.0, count=3000, flow=(3.0, 4.0))  # 5 pixels a map, two windows a map
+    write_original(tmp_path, "indoor_flying1", made)
+    write_single(tmp_path, "indoor_flying2", replace(made, flow_times=made.flow_times[:0]))
+    path = Path(__file__).parents[4] / "benchmarks" / "mvsec_zero_flow.py"
+    if not path.exists():
+        pytest.skip(f"not a checkout: no {path}")
+    spec = importlib.util.spec_from_file_location("mvsec_zero_flow", path)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    found, windows, _ = benchmark.measure(tmp_path, "indoor_flying1", 4, {"indoor_flying1": (0.3, 0.6)}, False)
+    np.testing.assert_allclose(found, 10, rtol=1e-4)
+    assert windows == 2
+    with pytest.raises(SystemExit, match="indoor_flying2: no true flow"):
+        benchmark.measure(tmp_path, "indoor_flying2", 1, {}, False)
+    monkeypatch.setattr("sys.argv", ["mvsec_zero_flow.py"])
+    benchmark.main()
+    assert "nothing measured" in capsys.readouterr().out
