@@ -20,7 +20,7 @@ from lightning_modules.data.archive import ArchiveError, Arrays, read_archive
 from lightning_modules.data.events import EventDataError
 
 from .datamodule import FlowDataModule
-from .views import Downsampled, PartOfPicture
+from .views import Downsampled, Mirrored, PartOfPicture
 from .windows import (
     EventColumns,
     FloatArray,
@@ -145,6 +145,10 @@ def _array(arrays: Arrays, name: str, path: Path) -> npt.NDArray[Any]:
 class RotDiskDataModule(FlowDataModule):
     """The first part of a recording trains, the last part of it validates, and the rest is the test.
 
+    The disk turns in one direction at hardly varying speed: on the test part, the mean flow of the training part alone,
+    whatever the events, has 22 % of the endpoint error of zero flow. Whether a network looks at the events shows with
+    ``flip_x=0.5`` in training and ``mirrored_test``.
+
     Args:
         path: The ``.npz`` archive.
         recording: "IMU_rotDisk" (real), "RotatingBar", "TranslatingBarX" or "TranslatingBarY" (ideal, ON events only).
@@ -156,6 +160,7 @@ class RotDiskDataModule(FlowDataModule):
         downsample: Side of the square of pixels whose events are summed (2: 180x240 becomes 90x120). Flow is given in
             the larger pixels.
         size: Height and width of the part in the middle of the (downsampled) picture that is used; None: all of it.
+        mirrored_test: The test has the mirror image of its recording too, in which everything turns the other way.
         **kwargs: See `FlowDataModule`.
     """
 
@@ -170,6 +175,7 @@ class RotDiskDataModule(FlowDataModule):
         shifts: int = 8,
         downsample: int = 2,
         size: tuple[int, int] | None = None,
+        mirrored_test: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -189,6 +195,7 @@ class RotDiskDataModule(FlowDataModule):
         self.shifts = shifts
         self.downsample = downsample
         self.size = size
+        self.mirrored_test = mirrored_test
 
     @property
     def dataset_name(self) -> str:
@@ -204,7 +211,7 @@ class RotDiskDataModule(FlowDataModule):
         train = self.train_fraction - self.val_fraction
         return (
             f"by time: first {train:.0%} train, next {self.val_fraction:.0%} validation, "
-            f"last {1 - self.train_fraction:.0%} test"
+            f"last {1 - self.train_fraction:.0%} test{' and its mirror image' if self.mirrored_test else ''}"
         )
 
     def prepare_data(self) -> None:
@@ -224,7 +231,7 @@ class RotDiskDataModule(FlowDataModule):
         ]
         val = self._cut(events, flow, at[1], at[2], 0, f"{self.recording} val")
         test = self._cut(events, flow, at[2], last, 0, f"{self.recording} test")
-        return {"train": train, "val": [val], "test": [test]}
+        return {"train": train, "val": [val], "test": [test, Mirrored(test)] if self.mirrored_test else [test]}
 
     def _cut(
         self, events: EventColumns, flow: TrueFlow, start: float, end: float, shift: float, name: str

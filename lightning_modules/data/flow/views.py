@@ -1,4 +1,4 @@
-"""Recordings at a lower resolution, or a part of their picture."""
+"""Recordings at a lower resolution, a part of their picture, or their mirror image."""
 
 from __future__ import annotations
 
@@ -109,3 +109,38 @@ class Downsampled(FlowRecording):
     def _mean(self, picture: npt.NDArray[Any]) -> FloatArray:
         mean: FloatArray = self._squares(picture).mean(axis=(-3, -1), dtype=np.float32)
         return mean
+
+
+class Mirrored(FlowRecording):
+    """Left and right exchanged.
+
+    Args:
+        recording: The recording.
+    """
+
+    def __init__(self, recording: FlowRecording) -> None:
+        self.name = f"{recording.name} mirrored"
+        self.size = recording.size
+        self._recording = recording
+
+    @property
+    def num_windows(self) -> int:
+        """Number of windows."""
+        return self._recording.num_windows
+
+    def read(self, index: int) -> WindowData:
+        """Reads one window."""
+        data = self._recording.read(index)
+
+        def mirrored(picture: Any) -> Any:
+            return None if picture is None else picture[..., ::-1]
+
+        flow = mirrored(data.flow)
+        return replace(
+            data,
+            x=self.size[1] - 1 - data.x.astype(np.int64),
+            flow=None if flow is None else flow * np.array([-1, 1], np.float32)[:, None, None],
+            valid=mirrored(data.valid),
+            before=mirrored(data.before),
+            after=mirrored(data.after),
+        )

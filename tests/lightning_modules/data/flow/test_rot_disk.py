@@ -91,6 +91,16 @@ def test_lower_resolution_and_part_of_the_picture(file):
     np.testing.assert_allclose(window.flow[:, 10, 20], whole[:, 22:24, 48:50].mean((1, 2)) / 2, rtol=1e-3)
 
 
+def test_mirrored_test(file):
+    data = RotDiskDataModule(file, window_us=100_000, mirrored_test=True, batch_size=2)
+    data.setup()
+    batch = next(iter(data.test_dataloader()))
+    assert batch.names == ["IMU_rotDisk test", "IMU_rotDisk test mirrored"] and "mirror image" in data.split_name
+    assert batch.counts[0].flip(-1).equal(batch.counts[1])
+    assert batch.flow[0, :, 0].flip(-1).equal(-batch.flow[1, :, 0])
+    assert batch.flow[0, :, 1].flip(-1).equal(batch.flow[1, :, 1])
+
+
 def test_windows_by_count(file):
     data = RotDiskDataModule(file, window_events=100, shifts=2, downsample=1)
     data.setup()

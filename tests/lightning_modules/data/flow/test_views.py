@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lightning_modules.data.flow.views import Downsampled, PartOfPicture
+from lightning_modules.data.flow.views import Downsampled, Mirrored, PartOfPicture
 from tests.lightning_modules.data.flow.marked import MarkedRecording
 
 
@@ -32,6 +32,18 @@ def test_squares_of_pixels():
 def test_without_pictures_and_flow():
     data = Downsampled(MarkedRecording(frames=False, flow=False), 2).read(0)
     assert data.flow is data.valid is data.before is data.after is None
+
+
+def test_mirror_image():
+    image = Mirrored(MarkedRecording())
+    data = image.read(2)
+    assert image.size == (6, 8) and image.num_windows == 5 and image.name == "marked mirrored"
+    origin = 7 - data.x
+    np.testing.assert_allclose(data.after[data.y, data.x], 3 + (origin + 8 * data.y) / 1000, rtol=1e-6)
+    np.testing.assert_array_equal(data.flow[:, data.y, data.x], [-(origin + 1), data.y + 1])
+    np.testing.assert_array_equal(data.valid[data.y, data.x], origin % 3 > 0)
+    np.testing.assert_array_equal(data.p, origin % 2 == 0)
+    assert Mirrored(MarkedRecording(frames=False, flow=False)).read(0).flow is None
 
 
 def test_what_does_not_fit():
