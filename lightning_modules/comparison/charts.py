@@ -90,10 +90,11 @@ def memory_lines(memory: Mapping[str, Mapping[int, int]], colours: Colours, mark
             )
         axes.axvline(marked, color=SOFT, linewidth=1, linestyle=":")
         axes.annotate(
-            f" T of the data: {marked}",
+            f" T of the data: {marked} ",
             (marked, 0.98),
             xycoords=("data", "axes fraction"),
             color=SOFT,
+            ha="right" if marked > 0.6 * max(steps) else "left",
             va="top",
             fontsize=9,
         )

@@ -159,13 +159,26 @@ def _formula(run: Result, facts: Mapping[str, Any], experiment: Experiment) -> d
     num_steps = facts["num_steps"]
     supervised = min(experiment.task.get("supervise_last") or num_steps, num_steps)
     window = experiment.task.get("update_every") or num_steps  # the graph of truncated backpropagation is cut there
-    learning = Learning.of(run["edges"], run["signal"])
+    hidden = None if run["edges"] is None else [one for one in run["edges"] if _hidden(one, run["counts"]["rates"])]
+    learning = Learning.of(hidden, run["signal"])
     connections, neurons = run["counts"]["connections"], run["counts"]["neurons"]
     return {
         "macs": learning_macs(learning, connections, num_steps, supervised),
         "values": learning_values(learning, neurons, min(num_steps, window)),
         "supervised": supervised,
     }
+
+
+def _hidden(edge: Mapping[str, Any], rates: Mapping[str, float]) -> bool:
+    """Whether its neuron is no readout: of a snnTorch neuron the learner's report does not tell."""
+    return any(edge["neuron"] == name or edge["neuron"].startswith(f"{name}.") for name in rates)
+
+
+def _matrices(results: Results) -> str:
+    """How large the matrices of the learning signals are."""
+    sizes = {name: runs[0].get("matrices", 0) for name, runs in results.items()}
+    said = ", ".join(f"{name} has {size:,} numbers in them" for name, size in sizes.items() if size)
+    return f" ({said})" if said else ""
 
 
 def _operations(
@@ -214,7 +227,8 @@ def _operations(
                 "out.",
                 "The paper has no formula for the others; they are counted in the same way: a product for each term "
                 "of the eligibility and one that takes the signal down, a value per neuron for each trace. SLTT keeps "
-                "nothing from step to step. Fixed or trained classifiers of local learning signals are left out.",
+                "nothing from step to step. Matrices of learning signals, such as a classifier for each layer, are "
+                f"left out here and in the number of parameters{_matrices(results)}.",
             ]
         ),
         Heading("Operations and energy as counted from real spikes"),
@@ -244,7 +258,7 @@ def _operations(
                 "input (event counts above 1) one MAC.",
                 "Learning: the weight gradients' products without the zeros of inputs or, where the rule has them, of "
                 "presynaptic traces; the product that takes the signal down counts as dense, zeros of psi are not "
-                "used.",
+                "used. What makes the signals of hidden layers from matrices of their own is counted.",
                 f"A network that cannot skip zeros needs {format_count(first['dense_macs'])} MACs "
                 f"({format_energy(dense)}) for the forward pass of a sample.",
                 f"Energy is an estimate: operations times {ENERGY_SOURCE}. Moving data to and from memory, which often "

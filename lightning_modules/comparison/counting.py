@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from lightning_modules.base import SpikingTask
 from lightning_modules.comparison.costs import Learning
@@ -42,7 +43,8 @@ def count_operations(
     An input of 0 causes no operation. An input of 1 (a spike) causes one addition for each neuron that it reaches, any
     other input one multiplication with addition. The products of learning that make weight gradients are counted in
     the same way, with presynaptic traces, which are not 0 once a spike has come, in place of inputs where the rule has
-    them. The product that takes the signal to the layer below counts as dense.
+    them. The product that takes the signal to the layer below counts as dense. So do those that make the signal of a
+    hidden layer from a matrix of its own (a classifier, random feedback); products with -1 and 1 alone are additions.
 
     Args:
         task: The task; its network must be free of a learner.
@@ -85,9 +87,11 @@ class _Meter:
         self.layers: dict[str, dict[str, Any]] = {}
         self.rates: dict[str, list[float]] = {}
         self.neurons: dict[str, int] = {}
+        self.signals: dict[str, dict[str, Any]] = {}
         self._traces: dict[str, Tensor] = {}
         self._t = -1
         self._input = 0
+        self._modes: list[_OwnLinear] = []
         self._handles = [task.network.register_forward_pre_hook(self._next_step)]
         spiking = spiking_modules(task.network, _READOUTS)
         for name, module in task.network.named_modules():
@@ -95,6 +99,11 @@ class _Meter:
                 recurrent = any(name.startswith(f"{neuron}.") for neuron in spiking)
                 self.layers[name] = {"kind": type(module).__name__.removeprefix("Parametrized"), "recurrent": recurrent}
                 self._handles.append(module.register_forward_hook(self._synapse(name)))
+            elif own := _own_weights(module):
+                for weight in own:
+                    self.layers[f"{name}.{weight}"] = {"kind": "own weights", "recurrent": "recurrent" in weight}
+                self._handles.append(module.register_forward_pre_hook(self._enter(name, own)))
+                self._handles.append(module.register_forward_hook(self._leave, always_call=True))
         for name, module in spiking.items():
             self.rates[name] = [0.0, 0.0]
             self._handles.append(module.register_forward_hook(self._neuron(name)))
@@ -116,21 +125,40 @@ class _Meter:
         self._input = args[0].untyped_storage().data_ptr()
 
     def _synapse(self, name: str) -> Callable[..., None]:
-        layer = self.layers[name]
-
         def hook(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
-            x, valid = args[0].detach(), self._valid[self._t]
-            if "connections" not in layer:
-                layer["outputs"] = output[0].numel()
-                layer["connections"] = layer["outputs"] * _fan_in(module)
-                layer["first"] = x.untyped_storage().data_ptr() == self._input
-            spikes, others = _reached(module, x == 1), _reached(module, (x != 0) & (x != 1))
-            self._add(layer, "forward_additions", spikes * valid)
-            self._add(layer, "forward_macs", others * valid)
-            self._add(layer, "dense_macs", layer["connections"] * valid)
-            self._learn(name, module, x != 0, spikes, others)
+            self.run(name, module, args[0].detach(), output[0].numel())
 
         return hook
+
+    def run(self, name: str, module: Any, x: Tensor, outputs: int) -> None:
+        """A synapse was used.
+
+        Args:
+            name: Its name.
+            module: A linear or convolutional layer of its size.
+            x: Its input, [B, ...].
+            outputs: Number of values that it puts out for a sample.
+        """
+        layer, valid = self.layers[name], self._valid[self._t]
+        if "connections" not in layer:
+            layer["outputs"] = outputs
+            layer["connections"] = layer["outputs"] * _fan_in(module)
+            layer["first"] = x.untyped_storage().data_ptr() == self._input
+        spikes, others = _reached(module, x == 1), _reached(module, (x != 0) & (x != 1))
+        self._add(layer, "forward_additions", spikes * valid)
+        self._add(layer, "forward_macs", others * valid)
+        self._add(layer, "dense_macs", layer["connections"] * valid)
+        self._learn(name, module, x != 0, spikes, others)
+
+    def _enter(self, name: str, own: dict[str, nn.Parameter]) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            self._modes.append(_OwnLinear(self, name, own))
+            self._modes[-1].__enter__()  # type: ignore[no-untyped-call]
+
+        return hook
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._modes.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def _learn(self, name: str, module: Any, inputs: Tensor, spikes: Tensor, others: Tensor) -> None:
         """Products of one step: weight gradients, and the signal for the layer below."""
@@ -161,8 +189,29 @@ class _Meter:
             self.neurons[name] = spikes.shape[1]
             self.rates[name][0] += float((spikes.mean(1, dtype=torch.float64) * valid).sum())
             self.rates[name][1] += float(valid.sum())
+            if self.learning.signal != "bp":
+                self._make_signal(name, spikes_of(output).detach())
 
         return hook
+
+    def _make_signal(self, name: str, spikes: Tensor) -> None:
+        """Products of one step that make the signal of a hidden layer of [B, n, ...] neurons."""
+        signal, classes, when = self.learning.signal, int(self.task.num_classes), self._supervised[self._t]  # type: ignore[arg-type]
+        layer = self.signals.setdefault(name, {"kind": signal, "connections": 0})
+        active, neurons = (spikes != 0).flatten(1).sum(1, dtype=torch.float64), spikes[0].numel()
+        if signal == "tess" and spikes.dim() > 2:  # one average a channel is read, and taught
+            channels = spikes.shape[1]
+            self._add(layer, "learning_additions", (active + classes * channels) * when)
+            self._add(layer, "learning_macs", classes * channels * when)
+        elif signal in ("local", "local_random", "tess"):
+            read = active * classes * (2 if signal == "local" else 1)  # a trained classifier has a gradient as well
+            self._add(layer, "learning_additions", (read + (classes * neurons if signal == "tess" else 0)) * when)
+            self._add(layer, "learning_macs", (0 if signal == "tess" else classes * neurons) * when)
+        elif signal == "drtp":  # one row of the matrix: that of the class
+            self._add(layer, "learning_additions", neurons * when)
+        else:
+            what = "learning_additions" if signal == "sign_dfa" else "learning_macs"
+            self._add(layer, what, classes * neurons * when)
 
     @staticmethod
     def _add(layer: dict[str, Any], what: str, amount: Tensor) -> None:
@@ -171,10 +220,11 @@ class _Meter:
     def summary(self, samples: int) -> dict[str, Any]:
         """All that was counted, per sample."""
         ran = {name: layer for name, layer in self.layers.items() if "connections" in layer}
+        readouts = sum(layer["outputs"] for layer in list(ran.values())[-1:])
+        ran |= {f"{name}: {layer['kind']}": layer for name, layer in self.signals.items()}
         for layer in ran.values():
             for what in AMOUNTS:
                 layer[what] = layer.get(what, 0.0) / max(samples, 1)
-        readouts = sum(layer["outputs"] for layer in list(ran.values())[-1:])
         return {
             **{what: sum(layer[what] for layer in ran.values()) for what in AMOUNTS},
             "connections": sum(layer["connections"] for layer in ran.values()),
@@ -183,6 +233,30 @@ class _Meter:
             "layers": ran,
             "samples": samples,
         }
+
+
+class _OwnLinear(TorchFunctionMode):
+    """Listens to the ``linear`` calls of a neuron on weights of its own, as Norse's recurrent cells have them."""
+
+    def __init__(self, meter: _Meter, name: str, own: dict[str, nn.Parameter]) -> None:
+        super().__init__()
+        self.meter, self.name, self.own = meter, name, own
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func is functional.linear and len(args) >= 2:
+            for weight, parameter in self.own.items():
+                if args[1] is parameter:
+                    layer = nn.Linear(parameter.shape[1], parameter.shape[0], bias=False, device="meta")
+                    self.meter.run(f"{self.name}.{weight}", layer, args[0].detach(), parameter.shape[0])
+        return output
+
+
+def _own_weights(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights that a Norse cell holds itself."""
+    if not type(module).__module__.startswith("norse."):
+        return {}
+    return {name: one for name, one in module.named_parameters(recurse=False) if name.endswith("_weights")}
 
 
 def _fan_in(module: Any) -> int:

@@ -39,12 +39,13 @@ class Recorder(Callback):
         self.order = 0
         self.edges: list[dict[str, Any]] | None = None
         self.signal = "bp"
+        self.matrices = 0
         self._began = 0.0
         self._validated = False
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        names = ("epochs", "chosen", "order", "edges", "signal")
+        names = ("epochs", "chosen", "order", "edges", "signal", "matrices")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -79,6 +80,8 @@ class Recorder(Callback):
         if self.edges is None and learner is not None:
             report = learner.report()
             self.signal = str(report.settings.get("learning_signal", "bp"))
+            if self.signal != "bp":
+                self.matrices = sum(matrix.numel() for matrix in learner.feedback.values())
             self.edges = [asdict(edge) for edge in report.edges]
             for edge in self.edges:  # plain data alone may stand in a checkpoint
                 edge["rule"]["psi"] = str(edge["rule"]["psi"])

@@ -132,6 +132,7 @@ def _fit(
         "order": f"{recorder.order:08x}",
         "edges": recorder.edges,
         "signal": recorder.signal,
+        "matrices": recorder.matrices,
         "counts": counts,
         "parameters": sum(parameter.numel() for parameter in cli.model.parameters()),
         "machine": machine(cli.trainer.strategy.root_device),

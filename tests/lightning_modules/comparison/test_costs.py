@@ -157,6 +157,10 @@ def test_operations_of_a_small_network_written_out(algorithm):
                 expected["learning_macs"] += 6 if algorithm != "tess" else 0  # the signal, through the readout
                 if algorithm != "sltt":
                     expected["learning_macs"] += 3 * int(seen.sum())
+                if (
+                    algorithm == "tess"
+                ):  # the layer's classifier of -1 and 1: two classes read the spikes, teach 3 neurons
+                    expected["learning_additions"] += 2 * y + 2 * 3
                 if algorithm != "ottt":  # the non-causal term, or the causal one without a trace
                     expected["learning_additions"] += 3 * ones
                     expected["learning_macs"] += 3 * others
@@ -187,6 +191,69 @@ def test_a_readout_of_membranes_has_one_product_and_recurrence_passes_nothing_do
     assert layers["readout.linear"]["learning_additions"] == 0
     assert layers["readout.linear"]["learning_macs"] == 3 * int(seen.sum()) + 4 * 15
     assert layers["lif1.recurrent"]["learning_macs"] == 5 * int(one_earlier.sum())
+
+
+@pytest.mark.parametrize(
+    ("signal", "shape", "additions", "macs"),
+    [
+        ("local", (6,), 2 * 3 * 2, 3 * 6),  # 2 of 6 neurons fire, 3 classes; the gradient of the classifier as well
+        ("local_random", (6,), 3 * 2, 3 * 6),
+        ("tess", (6,), 3 * 2 + 3 * 6, 0),
+        ("tess", (2, 3), 2 + 3 * 2, 3 * 2),  # averages of two channels
+        ("drtp", (6,), 6, 0),
+        ("dfa", (6,), 0, 3 * 6),
+        ("sign_dfa", (6,), 3 * 6, 0),
+    ],
+)
+def test_what_makes_the_signals_is_counted(signal, shape, additions, macs):
+    """At two of three steps."""
+
+    class Layer(nn.Module):
+        is_spiking = True
+
+        def forward(self, x):
+            return torch.tensor([1.0, 0, 0, 1, 0, 0]).reshape(1, *shape)
+
+    network = nn.Sequential(Layer(), nn.Flatten(), nn.Linear(6, 3))
+    task = SpikingClassifier(network, num_classes=3, supervise_last=2)
+    batch = (torch.zeros(1, 3, 6), torch.tensor([3]), torch.tensor([0]))
+    layers = count_operations(task, [batch], [], signal)["layers"]
+    found = layers[f"0: {signal}"]
+    assert (found["learning_additions"], found["learning_macs"]) == (2 * additions, 2 * macs)
+
+
+def test_weights_that_norse_cells_hold_are_counted():
+    """Input 4, a recurrent cell of 3 neurons, 2 classes; one neuron fires at each step, by its bias-free input."""
+    norse = pytest.importorskip("norse.torch")
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = norse.LIFRecurrentCell(4, 3, p=norse.LIFParameters(tau_syn_inv=1000.0, tau_mem_inv=1000.0))
+            self.readout = nn.Linear(3, 2)
+            with torch.no_grad():
+                self.cell.input_weights.zero_()[0] = 10.0
+                self.cell.recurrent_weights.zero_()
+            self.state = None
+
+        def reset_states(self):
+            self.state = None
+
+        def forward(self, x):
+            spikes, self.state = self.cell(x, self.state)
+            self.fired.append(int(spikes.sum()))
+            return self.readout(spikes)
+
+    network = Network()
+    network.fired = []
+    task = SpikingClassifier(network, num_classes=2)
+    frames = torch.tensor([[[1.0, 1, 0, 0]] * 3])
+    found = count_operations(task, [(frames, torch.tensor([3]), torch.tensor([0]))], None)
+    assert sum(network.fired[:-1]) > 0
+    assert found["connections"] == 4 * 3 + 3 * 3 + 3 * 2
+    assert found["layers"]["cell.input_weights"]["forward_additions"] == 3 * 2 * 3
+    assert found["layers"]["cell.recurrent_weights"]["forward_additions"] == 3 * sum(network.fired[:-1])
+    assert found["layers"]["cell.recurrent_weights"]["recurrent"] and found["rates"].keys() == {"cell"}
 
 
 def test_learning_is_read_from_the_edges():
