@@ -1,8 +1,13 @@
 """Losses of optical flow: equal to written-out references, least at the true flow, and harmless on odd windows."""
 
+import math
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
+from lightning_modules.flow.batch import FlowWindow
 from lightning_modules.flow.contrast import ContrastMaximisationLoss
 from lightning_modules.flow.photometric import PhotometricLoss
 from lightning_modules.flow.supervised import EndpointErrorLoss
@@ -76,6 +81,27 @@ def test_a_moving_pattern_has_its_minimum_at_the_true_flow(name, true):
     candidates = torch.cartesian_prod(steps, steps)
     values = [float(LOSSES[name]([c.view(1, 2, 1, 1).expand(1, 2, 24, 32)], window)) for c in candidates]
     assert tuple(candidates[min(range(len(values)), key=values.__getitem__)].tolist()) == true
+
+
+REAL_FILE = Path(__file__).parents[3].parent / "shared" / "data" / "rot_disk_flow.npz"
+
+
+@pytest.mark.skipif(not REAL_FILE.exists(), reason="no real recordings beside the project (../shared/data)")
+def test_a_real_recording_has_its_minimum_at_the_flow_of_its_gyroscope():
+    with np.load(REAL_FILE) as file:
+        t, x, y, p = (file[f"IMU_rotDisk_{name}"] for name in "txyp")
+        code, gyro_t, raw = (file[f"IMU_rotDisk_imu_{name}"] for name in ("code", "t", "raw"))
+    start, duration = int(t[0]), 200_000
+    here = (t >= start) & (t < start + duration)
+    turning = (code == 6) & (gyro_t >= start) & (gyro_t < start + duration)
+    angle = math.radians((raw[turning].mean() - 15) * 1000 / 32768) * duration / 1e6
+    rows, columns = np.mgrid[:180, :240]
+    true = torch.from_numpy(np.stack((-angle * (rows - 92), angle * (columns - 104.5))).astype(np.float32)).unsqueeze(0)
+    events = np.stack(((t[here] - start) / duration, x[here], y[here], 2.0 * p[here] - 1), axis=1).astype(np.float32)
+    window = FlowWindow(torch.zeros(1, 1, 2, 180, 240), torch.tensor([True]), torch.from_numpy(events).unsqueeze(0))
+    scales = (-1, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2)
+    values = [float(ContrastMaximisationLoss(0)([scale * true], window)) for scale in scales]
+    assert scales[values.index(min(values))] == 1
 
 
 def odd_window(kind):
