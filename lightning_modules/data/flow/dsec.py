@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lightning_modules.data.download import DownloadError, data_root
 from lightning_modules.data.events import EventDataError
 
-from .datamodule import FlowDataModule
 from .dsec_files import SENSOR, DSECEvents, DSECFiles, DSECFlow, FlowRun, find_dsec
 from .dsec_pictures import DSECPictures
+from .sequences import SequencesDataModule
 from .stored import CutAtTimes, StoredRecording
 from .views import Downsampled, PartOfPicture
 from .windows import FlowRecording
@@ -43,7 +42,7 @@ By hand (the makers give no checksums, and the events of all sequences are 125 G
 {_LAYOUT}"""
 
 
-class DSECDataModule(FlowDataModule):
+class DSECDataModule(SequencesDataModule):
     """DSEC's left event camera; windows are the intervals of true flow (100 ms), flow in pixels per window.
 
     Files are read where they lie, window by window. Where the maps of a sequence have a gap, a recording ends and the
@@ -66,6 +65,11 @@ class DSECDataModule(FlowDataModule):
         **kwargs: See `FlowDataModule`.
     """
 
+    set_name = "DSEC"
+    folder_name = "dsec"
+    layout = _LAYOUT
+    steps = _STEPS
+
     def __init__(
         self,
         path: str | Path | None = None,
@@ -81,22 +85,16 @@ class DSECDataModule(FlowDataModule):
         crop: tuple[int, int] | None = (288, 384),
         **kwargs: Any,
     ) -> None:
-        super().__init__(bins=bins, crop=crop, **kwargs)
+        training = {} if train is None else {"train": train, "val": val}
+        super().__init__(path, {**training, "test": test}, bins=bins, crop=crop, **kwargs)
         for name, value in (("window_us", window_us), ("downsample", downsample)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if pictures and window_us is not None:
             raise ValueError("pictures lie at the ends of the intervals of true flow: leave out window_us or pictures")
-        if not test or train is not None and not (train and val):
-            raise ValueError("name at least one sequence of each part; train: null leaves training out")
-        parts = [set(train or ()), set(val if train is not None else ()), set(test)]
-        twice = sorted((parts[0] & parts[1]) | (parts[0] & parts[2]) | (parts[1] & parts[2]))
+        twice = sorted(set(train or ()) & set(val if train is not None else ()))
         if twice:
-            raise ValueError(f"sequences {twice} stand in two of train, val and test")
-        self.path = path
-        self.sequences = {"test": list(test)}
-        if train is not None:
-            self.sequences = {"train": list(train), "val": list(val), **self.sequences}
+            raise ValueError(f"sequences {twice} are for training and for validation; take different ones")
         self.window_us = window_us
         self.rectify = rectify
         self.downsample = downsample
@@ -127,35 +125,13 @@ class DSECDataModule(FlowDataModule):
             for part, names in self.sequences.items()
         }
 
-    def report(self) -> dict[str, Any]:
-        """Facts to print beside a result."""
-        windows = {part: sum(one.length for one in lanes.sections) for part, lanes in self._datasets.items()}
-        size = self.dataset("test").size
-        return {"dataset": self.dataset_name, "split": self.split_name, **windows, "resolution": size}
-
     def _files(self) -> dict[str, DSECFiles]:
-        folder = self._folder()
-        names = [name for part in self.sequences.values() for name in part]
-        files = {name: find_dsec(folder, name) for name in names}
+        folder = self.folder()
+        files = {name: find_dsec(folder, name) for part in self.sequences.values() for name in part}
         missing = [name for name, found in files.items() if found is None]
         if missing:
-            there = sorted({path.parents[2].name for path in folder.rglob("left/events.h5")})
-            raise EventDataError(
-                f"{folder}: no events of {missing} in this folder; it has {there[:10]}. {_LAYOUT}\n"
-                "Or name the sequences that you have: --data.train, --data.val, --data.test"
-            )
+            raise self.incomplete(missing, sorted({path.parents[2].name for path in folder.rglob("left/events.h5")}))
         return {name: found for name, found in files.items() if found is not None}
-
-    def _folder(self) -> Path:
-        if self.path is not None:
-            folder = Path(self.path).expanduser()
-            if not folder.is_dir():
-                raise EventDataError(f"{folder}: no such folder. {_LAYOUT}")
-            return folder
-        folder = data_root() / "dsec"
-        if not folder.is_dir():
-            raise DownloadError(f"DSEC is not in {folder}, and it is not fetched by this program.\n{_STEPS}")
-        return folder
 
     def _recordings(self, files: DSECFiles, part: str) -> list[FlowRecording]:
         events_path, map_path = files.events, files.rectify_map

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lightning_modules.data.download import DownloadError, data_root
 from lightning_modules.data.events import EventDataError
 
-from .datamodule import FlowDataModule
 from .mvsec_files import MVSECFile, find_mvsec
+from .sequences import SequencesDataModule
 from .stored import Cut, CutAtTimes, CutByCount, PartOfRecording, StoredRecording
 from .true_flow import SAME_TIME
 from .views import PartOfPicture
@@ -47,7 +46,7 @@ By hand (the files lie on Google Drive and OneDrive, which want a person):
 {_LAYOUT}"""
 
 
-class MVSECDataModule(FlowDataModule):
+class MVSECDataModule(SequencesDataModule):
     """MVSEC in the protocol of docs/optical_flow.md; both HDF5 layouts are read where they lie, window by window.
 
     Windows last from one grey picture to the next (``every=1``, "dt1") or to the fourth one (``every=4``, "dt4");
@@ -71,6 +70,11 @@ class MVSECDataModule(FlowDataModule):
         **kwargs: See `FlowDataModule`.
     """
 
+    set_name = "MVSEC"
+    folder_name = "mvsec"
+    layout = _LAYOUT
+    steps = _STEPS
+
     def __init__(
         self,
         path: str | Path | None = None,
@@ -88,7 +92,8 @@ class MVSECDataModule(FlowDataModule):
         crop: tuple[int, int] | None = (256, 256),
         **kwargs: Any,
     ) -> None:
-        super().__init__(bins=bins, crop=crop, **kwargs)
+        training = {} if train is None else {"train": train, "val": train}
+        super().__init__(path, {**training, "test": test}, bins=bins, crop=crop, **kwargs)
         if every not in (1, 4):
             raise ValueError(f"every must be 1 or 4 pictures (dt1 or dt4), got {every}")
         for name, value in (("window_us", window_us), ("window_events", window_events)):
@@ -98,17 +103,9 @@ class MVSECDataModule(FlowDataModule):
             raise ValueError("a window has a duration or a number of events: give window_us or window_events")
         if not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction must be at least 0 and less than 1, got {val_fraction}")
-        if not test or train is not None and not train:
-            raise ValueError("name at least one sequence for train and for test; train: null leaves training out")
-        both = sorted(set(train or ()) & set(test))
-        if both:
-            raise ValueError(f"sequences {both} are for training and for the test; take different ones")
         for name, (start, end) in (ranges or {}).items():
             if (start or 0) < 0 or (end is not None and end <= (start or 0)):
                 raise ValueError(f"ranges: {name} must begin at 0 seconds or later and end after that: {start}, {end}")
-        self.path = path
-        self.train = train
-        self.test = test
         self.val_fraction = val_fraction
         self.every = every
         self.window_us = window_us
@@ -132,22 +129,22 @@ class MVSECDataModule(FlowDataModule):
     @property
     def split_name(self) -> str:
         """Which sequences train, validate and test, and which parts of them."""
-        test = f"test {self._named(self.test)}"
-        if self.train is None:
+        test = f"test {self._named('test')}"
+        if "train" not in self.sequences:
             return test
         val = sum(section.length for section in self.dataset("val").sections)
         train = sum(section.length for section in self.dataset("train").sections)
-        return f"train {self._named(self.train)}, the last {val} of {train + val} windows validate; {test}"
+        return f"train {self._named('train')}, the last {val} of {train + val} windows validate; {test}"
 
     def prepare_data(self) -> None:
         """Looks for the files, so that what is missing shows before training begins."""
-        self._files([*(self.train or ()), *self.test])
+        self._files()
 
     def load_recordings(self) -> Mapping[str, Sequence[FlowRecording]]:
         """The sequences; nothing but time stamps of pictures and maps is read here."""
-        files = self._files([*(self.train or ()), *self.test])
+        files = self._files()
         parts: dict[str, list[FlowRecording]] = {"train": [], "val": [], "test": []}
-        for name in self.train or ():
+        for name in self.sequences.get("train", ()):
             recording = self._recording(files[name], needs_pictures=self.pictures)
             val = max(1, round(recording.num_windows * self.val_fraction))
             if val >= recording.num_windows:
@@ -157,43 +154,23 @@ class MVSECDataModule(FlowDataModule):
             train = recording.num_windows - val
             parts["train"].append(PartOfRecording(recording, 0, train))
             parts["val"].append(self._middle(PartOfRecording(recording, train, val, f"{name} (end)")))
-        for name in self.test:
+        for name in self.sequences["test"]:
             parts["test"].append(self._middle(self._recording(files[name], needs_pictures=False)))
         return {part: recordings for part, recordings in parts.items() if recordings}
 
     def report(self) -> dict[str, Any]:
-        """Facts to print beside a result."""
-        windows = {part: sum(one.length for one in lanes.sections) for part, lanes in self._datasets.items()}
-        return {
-            "dataset": self.dataset_name,
-            "split": self.split_name,
-            **windows,
-            "resolution": self.dataset("test").size,
-            "files": {name: str(file.path) for name, file in self._files([*(self.train or ()), *self.test]).items()},
-        }
+        """Facts to print beside a result, with the files that were read."""
+        return {**super().report(), "files": {name: str(file.path) for name, file in self._files().items()}}
 
-    def _files(self, names: Sequence[str]) -> dict[str, MVSECFile]:
-        folder = self._folder()
+    def _files(self) -> dict[str, MVSECFile]:
+        folder = self.folder()
+        names = dict.fromkeys(name for part in self.sequences.values() for name in part)
         files = {name: find_mvsec(folder, name, self.cache_dir) for name in names}
         missing = [name for name, file in files.items() if file is None]
         if missing:
             there = sorted(path.name for path in folder.rglob("*") if path.suffix in (".h5", ".hdf5", ".npz"))
-            raise EventDataError(
-                f"{folder}: no files of {missing} in this folder; it has {there[:10]}. {_LAYOUT}\n"
-                "Or name the sequences that you have: --data.train, --data.test"
-            )
+            raise self.incomplete(missing, there)
         return {name: file for name, file in files.items() if file is not None}
-
-    def _folder(self) -> Path:
-        if self.path is not None:
-            folder = Path(self.path).expanduser()
-            if not folder.is_dir():
-                raise EventDataError(f"{folder}: no such folder. {_LAYOUT}")
-            return folder
-        folder = data_root() / "mvsec"
-        if not folder.is_dir():
-            raise DownloadError(f"MVSEC is not in {folder}, and its sources cannot be used by a program.\n{_STEPS}")
-        return folder
 
     def _recording(self, file: MVSECFile, needs_pictures: bool) -> FlowRecording:
         start, end = self._range(file)
@@ -246,14 +223,14 @@ class MVSECDataModule(FlowDataModule):
             return recording
         return PartOfPicture(recording, (self.middle[0], self.middle[1]))
 
-    def _named(self, names: Sequence[str]) -> str:
+    def _named(self, part: str) -> str:
         def one(name: str) -> str:
             start, end = self.ranges.get(name, (None, None))
             if start is None and end is None:
                 return name
             return f"{name} ({start or 0:g} s to {'the end' if end is None else f'{end:g} s'})"
 
-        return ", ".join(one(name) for name in names)
+        return ", ".join(one(name) for name in self.sequences[part])
 
 
 class _PictureAt:

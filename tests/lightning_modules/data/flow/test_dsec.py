@@ -363,7 +363,7 @@ def test_bad_events_are_named(made, tmp_path):
 
 def test_missing_sequences_and_folders(made, tmp_path, monkeypatch):
     write_drive(tmp_path, "zurich_city_01_a", made)
-    with pytest.raises(EventDataError, match=r"no events of \['thun_00_a'\] .*it has \['zurich_city_01_a'\]"):
+    with pytest.raises(EventDataError, match=r"no files of \['thun_00_a'\] .*it has \['zurich_city_01_a'\]"):
         module(tmp_path)
     with pytest.raises(EventDataError, match="no such folder"):
         module(tmp_path / "nowhere")
@@ -375,8 +375,9 @@ def test_missing_sequences_and_folders(made, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"test": ["zurich_city_02_c"]}, r"\['zurich_city_02_c'\] stand in two of train, val and test"),
-        ({"val": []}, "name at least one sequence of each part"),
+        ({"test": ["zurich_city_02_c"]}, r"\['zurich_city_02_c'\] are for training or validation, and for the test"),
+        ({"val": []}, r"name at least one sequence of \['val'\]"),
+        ({"val": ["zurich_city_01_a"]}, r"\['zurich_city_01_a'\] are for training and for validation"),
         ({"window_us": 0}, "window_us must be at least 1"),
         ({"window_us": 1000, "pictures": True}, "leave out window_us or pictures"),
     ],

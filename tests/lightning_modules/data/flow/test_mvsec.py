@@ -157,7 +157,7 @@ def test_only_the_range_is_used(files, made):
 
 def test_published_ranges_are_the_default():
     data = MVSECDataModule("somewhere")
-    assert data.ranges["outdoor_day1"] == (222.4, 240.4) and data.test == (
+    assert data.ranges["outdoor_day1"] == (222.4, 240.4) and tuple(data.sequences["test"]) == (
         "outdoor_day1",
         "indoor_flying1",
         "indoor_flying2",
@@ -344,6 +344,16 @@ def test_events_outside_of_the_sensor_are_named(made, tmp_path):
             recording.read(index)
 
 
+def test_a_checkpoint_is_compared_with_what_is_tested(files, recwarn):
+    trained = module(files / "original").state_dict()
+    assert trained["seen"] == "outdoor_day2" and "indoor_flying1" in trained["split"]
+    module(files / "original", train=None, every=4).load_state_dict(trained)
+    module(files / "original", train=None).load_state_dict({"dataset": "simulated", "split": "its own"})
+    assert not recwarn
+    with pytest.warns(UserWarning, match=r"was trained or chosen on \['outdoor_day2'\], which are tested now"):
+        module(files / "original", train=None, test=["outdoor_day2"]).load_state_dict(trained)
+
+
 def test_missing_sequences_and_folders(files, tmp_path, monkeypatch):
     with pytest.raises(EventDataError, match=r"no files of \['outdoor_day1'\] .*it has .*indoor_flying1_data.hdf5"):
         module(files / "original", test=["outdoor_day1"])
@@ -372,7 +382,7 @@ def test_files_that_do_not_belong_together(made, tmp_path):
     [
         ({"every": 2}, "every must be 1 or 4"),
         ({"window_us": 1000, "window_events": 10}, "give window_us or window_events"),
-        ({"test": ["outdoor_day2"]}, r"\['outdoor_day2'\] are for training and for the test"),
+        ({"test": ["outdoor_day2"]}, r"\['outdoor_day2'\] are for training or validation, and for the test"),
         ({"test": []}, "name at least one sequence"),
         ({"val_fraction": 1.0}, "val_fraction"),
         ({"ranges": {"outdoor_day1": (5.0, 5.0)}}, "ranges: outdoor_day1"),
