@@ -43,3 +43,13 @@ def test_predict_draws(tmp_path, capsys, loss, callbacks, drawn):
     assert main(["predict", "--config", str(config)]) == 0
     assert {path.name for path in tmp_path.rglob("flow/test_0/*")} == drawn
     assert not list(tmp_path.rglob("predictions.pt"))
+
+
+def test_a_wrong_loss_gets_the_names_of_those_there_are(tmp_path, capsys):
+    config = tmp_path / "flow.yaml"
+    config.write_text(CONFIG.format(loss="ContrastLoss", folder=tmp_path, callbacks="null"))
+    with pytest.raises(SystemExit):
+        main(["predict", "--config", str(config)])
+    message = capsys.readouterr().err
+    assert "There is no class 'ContrastLoss'" in message
+    assert "ContrastMaximisationLoss, PhotometricLoss, EndpointErrorLoss" in message
