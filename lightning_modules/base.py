@@ -97,6 +97,9 @@ class SpikingTask(LightningModule):
         update_every: Update the weights after every so many time steps; once per batch if left out. Needs the loop
             "online", or "bptt".
         loop: "online" or "automatic".
+        window: Train on so many time steps at once, layer by layer, with the same gradients (the learner's fast path,
+            see ``STLLRLearner.run``); step by step if left out. Memory grows with the window. Networks and signals
+            that do not allow it run step by step; the learner's report says why. Not read by "bptt".
         optimizer: Makes the optimizer from the parameters. In YAML a ``class_path`` with ``init_args``.
         lr_scheduler: Makes the learning rate scheduler from the optimizer; none if left out.
         lr_interval: Step the scheduler once an "epoch" or once a "step" of the optimizer.
@@ -120,6 +123,7 @@ class SpikingTask(LightningModule):
         supervise_last: int | None = None,
         update_every: int | None = None,
         loop: Loop = "online",
+        window: int | None = None,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
@@ -135,6 +139,9 @@ class SpikingTask(LightningModule):
         self.exclude = tuple(exclude or ())
         self.supervise_last = supervise_last
         self.update_every = update_every
+        self.window = window
+        self.watched = False
+        """Whether a callback looks at single time steps; the batch then runs step by step. Callbacks set it."""
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
@@ -144,6 +151,10 @@ class SpikingTask(LightningModule):
                 raise ValueError(f"update_every={update_every}: at least one time step lies between two updates.")
             if loop == "automatic" and algorithm != "bptt":
                 raise ValueError('update_every needs loop="online"; "automatic" makes one update per batch.')
+        if window is not None and window < 1:
+            raise ValueError(f"window={window}: a window has at least one time step.")
+        if window is not None and loop == "automatic" and algorithm != "bptt":
+            raise ValueError('window needs loop="online"; "automatic" runs step by step.')
         self.automatic_optimization = update_every is None and (algorithm == "bptt" or loop == "automatic")
         self.learner: STLLRLearner | None = None
         self.active: Tensor | None = None
@@ -300,6 +311,13 @@ class SpikingTask(LightningModule):
         if self._online:
             loss = loss.detach()
         self._loss = loss if self._loss is None else self._loss + loss
+
+    @property
+    def runs_in_windows(self) -> bool:
+        """Whether the batch that has begun is trained on in windows."""
+        learner = self.learner
+        wanted = self._online and self.window is not None and not self.watched
+        return wanted and learner is not None and learner.learning_signal == "bp"
 
     def last_supervised(self, supervised: Sequence[bool]) -> set[int]:
         """The last supervised step before each update, from which of the T steps are supervised."""

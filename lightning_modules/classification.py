@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_modules.base import SpikingTask
 from lightning_modules.class_numbers import check_data, check_outputs
 from lightning_modules.supervision import step_weights, valid_steps
+from lightning_modules.windows import learn_in_windows
 from stllr_plugin.losses import TETLoss
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -139,6 +140,17 @@ class SpikingClassifier(SpikingTask):
         # A supervised step has the same weight wherever it is.
         self.begin_sequence(num_steps, lengths, learning=learning, target=labels, scale=loss_weights.amax(0))
         prediction = frames.new_zeros(())
+        if labels is not None and self.runs_in_windows:
+            outputs = learn_in_windows(
+                self,
+                frames[:, :num_steps],
+                valid,
+                supervised,
+                lambda logits, t: (self.criterion(logits, labels) * loss_weights[t]).mean(),
+            )
+            check_outputs(self, outputs[0])
+            logits = torch.stack(outputs)
+            return self.end_sequence(), (read_weights.unsqueeze(2) * logits).sum(0)
         for t in range(num_steps):
             self.active = valid[t]
             logits = self.network(frames[:, t])

@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_modules.base import SpikingTask
 from lightning_modules.class_numbers import check_data, check_outputs
 from lightning_modules.supervision import step_weights, valid_steps
+from lightning_modules.windows import learn_in_windows
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -141,7 +142,16 @@ class SpikingStepClassifier(SpikingTask):
         last = self.last_supervised(supervised)
         weigh = frames.shape[0] / total  # target signals are means over the batch
         wants_target = learning and self.learner is not None and self.learner.needs_target
-        outputs = []
+        outputs: list[Tensor] = []
+        if labels is not None and self.runs_in_windows:
+            outputs = learn_in_windows(
+                self,
+                frames[:, :num_steps],
+                valid,
+                supervised,
+                lambda logits, t: self.criterion(logits, labels[:, t]).sum() / total,
+            )
+            return self.end_sequence(), torch.stack(outputs, dim=1)
         for t in range(num_steps):
             self.active = valid[t]
             if wants_target and supervised[t]:

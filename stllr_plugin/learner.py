@@ -149,6 +149,7 @@ class STLLRLearner(OptimizerFacade):
         self.window: Window | None = None  # the window that runs, within run()
         self.window_checks: dict[Any, tuple[Any, str | None]] = {}
         self.run_notes: str | None = None
+        self.trial = False  # whether run() is trying out a few steps, which hooks that count should not count
         self._edge_names: dict[str, str] = {}
         self._sequence_neurons = {name for name, module, adapter in plan.neurons if adapter.is_sequence(module)}
         self._handles: list[Any] = []
@@ -620,6 +621,7 @@ class STLLRLearner(OptimizerFacade):
         backward: Callable[[Tensor], Any] | None = None,
         keep_outputs: bool = True,
         continue_from: RunResult | None = None,
+        before_window: Callable[[int, int], Any] | None = None,
     ) -> RunResult:
         """Trains on a whole sequence, several time steps at once: the fast path.
 
@@ -645,9 +647,10 @@ class STLLRLearner(OptimizerFacade):
             lengths: Integer [B], the length of each sample; see :meth:`reset`.
             backward: Called with the loss of each window instead of ``loss.backward()``, e.g. ``lambda loss:
                 scaler.scale(loss).backward()``.
-            keep_outputs: Whether the result holds the outputs of the supervised steps.
+            keep_outputs: Whether the result holds the outputs of all steps.
             continue_from: The result of a run that this one goes on from, for updates within a sequence (build the
                 learner with ``reset_after_step=False``). By default a new sequence begins.
+            before_window: Called before each window (or step) with its first step and the one after its last.
 
         Returns:
             The summed loss and the outputs.
@@ -669,6 +672,7 @@ class STLLRLearner(OptimizerFacade):
             backward=backward,
             keep_outputs=keep_outputs,
             continue_from=continue_from,
+            before_window=before_window,
         )
 
     def online(

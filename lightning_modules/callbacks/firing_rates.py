@@ -140,7 +140,7 @@ class _RateHook:
         self.callback, self.name, self.task = callback, name, task
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self.callback is None or self.task is None:
+        if self.callback is None or self.task is None or getattr(getattr(self.task, "learner", None), "trial", False):
             return
         trainer = self.task._trainer
         phase = _PHASES.get(str(trainer.state.stage.value)) if trainer is not None and trainer.state.stage else None

@@ -41,6 +41,7 @@ class SequencePictures(Callback):
         self.traces = traces
         self.skip = tuple(skip)
         self._handles: list[RemovableHandle] = []
+        self._task: Any = None
         self._spikes: dict[str, list[Tensor]] = {}
         self._traces: dict[str, dict[str, list[Tensor]]] = {}
 
@@ -49,6 +50,8 @@ class SequencePictures(Callback):
         self._stop()
         if batch_idx or trainer.current_epoch % self.every_n_epochs or not trainer.is_global_zero:
             return
+        self._task = pl_module
+        self._task.watched = True  # single time steps are drawn, so this batch runs step by step
         network = getattr(pl_module, "network", pl_module)
         for name, module in spiking_modules(network, self.skip).items():
             self._handles.append(module.register_forward_hook(_Watch(self, name, pl_module)))
@@ -125,6 +128,9 @@ class SequencePictures(Callback):
         return figure
 
     def _stop(self) -> None:
+        if self._task is not None:
+            self._task.watched = False
+        self._task = None
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -88,6 +88,7 @@ def _tried(learner: STLLRLearner, model: Model, inputs: Tensor | Sequence[Tensor
     saved = Snapshot(learner)
     neurons = {id(part) for site in learner.neurons for part in site.module.modules()}
     dropped = [m for m in learner.model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.training]
+    learner.trial = True
     try:
         for module in dropped:  # draws its numbers in another order
             module.eval()
@@ -117,6 +118,7 @@ def _tried(learner: STLLRLearner, model: Model, inputs: Tensor | Sequence[Tensor
     except (NeedsStepsError, RuntimeError) as error:
         return str(error).partition("\n")[0]
     finally:
+        learner.trial = False
         learner.supervision.window = None
         for module in dropped:
             module.train()

@@ -29,7 +29,7 @@ class RunResult:
     Attributes:
         loss: Sum of the supervised steps' losses, detached; 0.0 if there was none.
         supervised_steps: How many steps had a loss.
-        outputs: What the model returned at the steps from the first supervised one on, detached, one item per step.
+        outputs: What the model returned at each step, detached; empty if they were not to be kept.
         steps_because: Why the model ran step by step; None if it ran in windows.
         state: What a model that passes its state in and out returned at the end (Norse); for ``continue_from``.
     """
@@ -54,9 +54,11 @@ def run(
     backward: Callable[[Tensor], Any] | None,
     keep_outputs: bool,
     continue_from: RunResult | None,
+    before_window: Callable[[int, int], Any] | None,
 ) -> RunResult:
     """See ``STLLRLearner.run``."""
     task = _Task(learner, net, inputs, targets, loss_fn, window, supervise_last, lengths, backward, keep_outputs)
+    task.before_window = before_window or task.before_window
     if continue_from is None:
         reason = why_steps(learner, task.model, task.inputs)
     else:
@@ -110,6 +112,7 @@ class _Task:
         self.keep_outputs = keep_outputs
         self.model = Model(learner, net)
         self.begins = True
+        self.before_window: Callable[[int, int], Any] = lambda start, stop: None
 
     def go_on_from(self, before: RunResult) -> None:
         """Makes this a further part of the sequence that another run began."""
@@ -132,14 +135,17 @@ class _Task:
         supervision, first = self.learner.supervision, self.first_supervised
         last, supervision.last = supervision.last, self.last
         try:
+            self.before_window(0, 1)
             for t, output in enumerate(self._outputs()):
                 wanted = t >= first if supervision.random is None else supervision.is_supervised(t)
                 if wanted:
                     loss = self.loss_fn(output, self.targets(t))
                     self._learn(result, loss, t == self.num_steps - 1)
                     result.supervised_steps += loss is not None
-                if t >= first and self.keep_outputs:
+                if self.keep_outputs:
                     result.outputs.append(map_tensors(output, torch.Tensor.detach))
+                if t + 1 < self.num_steps:
+                    self.before_window(t + 1, t + 2)
         finally:
             supervision.last = last
         result.state = self.model.state
@@ -182,16 +188,17 @@ class _Task:
 
     def _one_window(self, result: RunResult, start: int, stop: int, supervised: bool) -> Tensor | None:
         count = stop - start
+        self.before_window(start, stop)
         with Window(self.learner, count, self.batch, supervised):
             output = self.model(stacked(self.inputs, start, stop))
+        if self.keep_outputs:
+            result.outputs += [map_tensors(output, self._step(t, count, detached=True)) for t in range(count)]
         if not supervised:
             return None
         rows = self.learner.supervision.rows
         if rows is not None:  # what lies behind the last synapse has no part of the learner's on its way
             output = map_tensors(output, lambda tensor: _masked(tensor, rows))
         steps = [map_tensors(output, self._step(t, count)) for t in range(count)]
-        if self.keep_outputs:
-            result.outputs += [map_tensors(step, torch.Tensor.detach) for step in steps]
         total = None
         for t, step in enumerate(steps):
             loss = self.loss_fn(step, self.targets(start + t))
@@ -200,10 +207,15 @@ class _Task:
                 result.supervised_steps += 1
         return total
 
-    def _step(self, t: int, num_steps: int) -> Callable[[Tensor], Tensor]:
+    def _step(self, t: int, num_steps: int, detached: bool = False) -> Callable[[Tensor], Tensor]:
         """Takes one step of a window out of a tensor [K * B, ...]."""
         part = slice(t * self.batch, (t + 1) * self.batch)
-        return lambda tensor: tensor[part] if tensor.shape[:1] == (num_steps * self.batch,) else tensor
+
+        def take(tensor: Tensor) -> Tensor:
+            tensor = tensor.detach() if detached else tensor
+            return tensor[part] if tensor.shape[:1] == (num_steps * self.batch,) else tensor
+
+        return take
 
     def _rows(self, start: int, stop: int) -> Tensor | None:
         """Which steps and samples learn, [K * B]; None if all do."""
