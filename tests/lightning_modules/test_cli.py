@@ -89,6 +89,7 @@ def test_same_seed_same_result(small_digits, tmp_path):
                 "--data.num_samples=80",
                 f"--seed_everything={seed}",
                 "--trainer.max_epochs=1",
+                "--trainer.limit_train_batches=2",
             ]
             + [f"--trainer.default_root_dir={folder}", "--test_after_fit=false", *QUIET]
         )
