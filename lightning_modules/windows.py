@@ -33,7 +33,6 @@ def learn_in_windows(
     assert task.learner is not None and task.window is not None
     num_steps = len(supervised)
     every = task.update_every or num_steps
-    first = next(t for t in range(num_steps) if supervised[t])
     result, outputs = None, []
     for start in range(0, num_steps, every):
         stop = min(start + every, num_steps)
@@ -45,7 +44,9 @@ def learn_in_windows(
             list(range(start, stop)),
             lambda output, t: loss_at(output, t) if supervised[t] else None,
             window=task.window,
-            supervise_last=num_steps - first if first and every >= num_steps else None,
+            # Within parts of a sequence the loss alone says which steps count.
+            supervise_last=None if every >= num_steps else stop - start,
+            lengths=valid.sum(0) if every >= num_steps else None,
             backward=part.backward,
             continue_from=result,
             before_window=part.before_window,

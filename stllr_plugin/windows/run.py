@@ -116,8 +116,11 @@ class _Task:
 
     def go_on_from(self, before: RunResult) -> None:
         """Makes this a further part of the sequence that another run began."""
-        if self.lengths is not None or self.last is not None:
-            raise StateError("continue_from goes on with a sequence; lengths and supervise_last belong to its whole.")
+        if self.lengths is not None or self.first_supervised > 0:
+            raise StateError(
+                "continue_from goes on with a sequence; lengths and supervise_last belong to its whole. Leave the loss "
+                "of single steps out by returning None from loss_fn."
+            )
         self.begins = False
         self.model.state = before.state
 

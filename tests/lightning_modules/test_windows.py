@@ -26,10 +26,11 @@ def trained(callbacks=(), trainer=None, lengths=None, **options):
         {"supervise_last": 2},
         {"supervise_last": 2, "lengths": LENGTHS, "predict_over": "all"},
         {"update_every": 4, "lengths": LENGTHS},
+        {"update_every": 4, "lengths": LENGTHS, "supervise_last": 2},
         {"gradient_clip": 0.1, "trainer": {"accumulate_grad_batches": 2}},
         {"rule": {"preset": "ottt"}, "loop": "online"},
     ],
-    ids=["all", "last", "lengths", "updates within", "accumulated", "ottt"],
+    ids=["all", "last", "lengths", "updates within", "last and updates within", "accumulated", "ottt"],
 )
 def test_the_same_weights_and_metrics(options, window):
     if window == 1 and options:
