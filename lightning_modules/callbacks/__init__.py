@@ -3,6 +3,7 @@
 from lightning_modules.callbacks.attachment import AttachmentReport
 from lightning_modules.callbacks.firing_rates import FiringRates
 from lightning_modules.callbacks.flow_pictures import FlowPictures
+from lightning_modules.callbacks.flow_table import FlowTable
 from lightning_modules.callbacks.manual_options import ManualOptions
 from lightning_modules.callbacks.measurements import History, PeakMemory, Throughput
 from lightning_modules.callbacks.norms import EdgeNorms
@@ -14,6 +15,7 @@ __all__ = [
     "EdgeNorms",
     "FiringRates",
     "FlowPictures",
+    "FlowTable",
     "History",
     "ManualOptions",
     "PeakMemory",

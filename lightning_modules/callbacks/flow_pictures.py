@@ -13,9 +13,9 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
+from lightning_modules.callbacks.flow_watch import FlowWatch
 from lightning_modules.flow.batch import FlowBatch
 from lightning_modules.flow.pictures import check_torchvision, flow_figure, nice_scale, rendered
 
@@ -71,8 +71,7 @@ class FlowPictures(BasePredictionWriter):
         self.gif_fps = gif_fps
         self.flows = flows
         self.dpi = dpi
-        self._watching: RemovableHandle | None = None
-        self._steps: list[Tensor] = []
+        self._watch = FlowWatch(samples)
         self._lanes: dict[int, _Album] = {}
         self._names: set[str] = set()
 
@@ -82,12 +81,11 @@ class FlowPictures(BasePredictionWriter):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Begin to watch the network's flows."""
-        self._stop()
+        self._watch.stop()
         if batch_idx or dataloader_idx or trainer.sanity_checking or trainer.current_epoch % self.every_n_epochs:
             return
         if trainer.is_global_zero and isinstance(batch, FlowBatch):
-            network = getattr(pl_module, "network", pl_module)
-            self._watching = network.register_forward_hook(self._watch)
+            self._watch.start(pl_module)
 
     def on_validation_batch_end(
         self,
@@ -101,10 +99,9 @@ class FlowPictures(BasePredictionWriter):
         """Draw samples of the first batch."""
         due = batch_idx == dataloader_idx == 0 and not trainer.sanity_checking and not _dry(trainer)
         folder = trainer.log_dir if due else None  # asks all processes
-        steps = self._stop()
-        if not due or not steps or len(steps) != batch.num_windows * batch.counts.shape[2]:
-            return  # not a network that is called once for each time step
-        flows = steps[batch.counts.shape[2] - 1 :: batch.counts.shape[2]]  # at the last step of each window
+        flows = self._watch.stop(batch)
+        if not due or not flows:
+            return
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         for sample in range(min(self.samples, len(batch.new_recording))):
             present = batch.present[sample].nonzero()
@@ -123,19 +120,7 @@ class FlowPictures(BasePredictionWriter):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stop watching."""
-        self._stop()
-
-    def _watch(self, module: nn.Module, args: Any, output: Any) -> None:
-        finest = output[-1] if isinstance(output, (list, tuple)) else output
-        self._steps.append(finest.detach()[: self.samples])
-
-    def _stop(self) -> list[Tensor]:
-        """Stop watching; what was seen, one flow per time step."""
-        if self._watching is not None:
-            self._watching.remove()
-            self._watching = None
-        steps, self._steps = self._steps, []
-        return steps
+        self._watch.stop()
 
     # What ``stllr predict`` writes.
 
@@ -200,7 +185,7 @@ class FlowPictures(BasePredictionWriter):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop watching, and let go of the pictures."""
-        self._stop()
+        self._watch.stop()
         self._lanes.clear()
 
     def _end(self, sample: int) -> None:

@@ -5,20 +5,17 @@ import sys
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
-from torch import nn
-from torch.utils.data import DataLoader
 
 from lightning_modules.callbacks import FlowPictures
 from lightning_modules.flow import pictures
-from lightning_modules.flow.batch import FlowBatch
 from lightning_modules.flow.pictures import colour_wheel, flow_colours, flow_figure, moved_events, nice_scale
 from tests.lightning_modules.flow.scenes import moving_window, random_window
+from tests.lightning_modules.flow.tasks import Task, loader, make_batch
 
 pytest.importorskip("torchvision", reason="the colours of flow come from torchvision")
-SIZE = (8, 12)
 
 
 def test_colours_depend_on_direction_and_scale_alone():
@@ -87,62 +84,7 @@ def test_a_figure_of_any_window():
     assert "events as they are: 0" in words(flow_figure(window, flow[0]))
 
 
-# The callback, with a task as small as can be.
-
-
-class Network(nn.Module):
-    def forward(self, counts):
-        flow = torch.stack((counts.sum(1), -counts.sum(1)), dim=1)
-        return [flow[..., ::2, ::2], flow]
-
-
-class Task(LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.network = Network()
-        self.weight = nn.Parameter(torch.zeros(()))
-
-    def flows(self, batch):
-        windows = []
-        for w in range(batch.num_windows):
-            for step in batch.window(w).counts.unbind(1):
-                flows = self.network(step)
-            windows.append(flows[-1])
-        return torch.stack(windows, dim=1)
-
-    def training_step(self, batch, batch_idx):
-        return self.weight**2
-
-    def validation_step(self, batch, batch_idx):
-        self.flows(batch)
-
-    def predict_step(self, batch, batch_idx):
-        return self.flows(batch)
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def make_batch(names=("one", "two/3"), new=(True, True), present=((1, 1), (1, 0)), seed=0):
-    windows = [random_window(seed=seed + w, dtype=torch.float32) for w in range(2)]
-
-    def joined(field):
-        return torch.stack([getattr(window, field) for window in windows], dim=1)
-
-    return FlowBatch(
-        counts=joined("counts"),
-        present=torch.tensor(present, dtype=torch.bool),
-        new_recording=torch.tensor(new),
-        events=joined("events"),
-        event_mask=joined("event_mask"),
-        flow=joined("flow"),
-        valid=joined("valid"),
-        names=list(names),
-    )
-
-
-def loader(*batches):
-    return DataLoader(list(batches), batch_size=None)
+# The callback.
 
 
 def make_trainer(tmp_path, callback, logger=None, epochs=2):
