@@ -75,6 +75,8 @@ class OpticalFlowEstimator(SpikingTask):
             raise ValueError(f"supervise_last={supervise_last}: at least the last time step of a window has a loss.")
         if kwargs.get("update_every") is not None:
             raise ValueError("update_every counts time steps; optical flow updates by windows: update_every_window.")
+        if kwargs.get("window") is not None:
+            raise ValueError(f"window={kwargs['window']} runs time steps at once, optical flow runs one at a time.")
         if algorithm == "tess" or kwargs.get("learning_signal") not in (None, "bp"):
             what = "tess" if algorithm == "tess" else kwargs["learning_signal"]
             raise ValueError(

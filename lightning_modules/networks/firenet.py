@@ -27,7 +27,7 @@ class SpikingFireNet(nn.Module):
         slope: Steepness of the surrogate.
         readout_beta: Decay of the readout's membranes.
         readout_kernel: Side of the readout's kernels.
-        flow_scale: Pixels of flow that one unit of the readout's membrane stands for; raise it for fast scenes.
+        flow_scale: Pixels of flow that one unit of the readout's membrane stands for, see `FSFN`.
         weight_standardization: Standardise the weights of all layers but the readout.
         gain: Factor on the initial weights (with standardisation: initial gain); raise it where layers stay silent.
         recurrent_gain: The same for the recurrent weights.
@@ -49,7 +49,7 @@ class SpikingFireNet(nn.Module):
         slope: float = 2.0,
         readout_beta: float = 0.88,
         readout_kernel: int = 1,
-        flow_scale: float = 1.0,
+        flow_scale: float = 0.1,
         weight_standardization: bool = True,
         gain: float = 2.0,
         recurrent_gain: float = 0.3,

@@ -50,7 +50,8 @@ class FSFN(nn.Module):
         slope: Steepness of the surrogate.
         readout_beta: Decay of the readouts' membranes.
         readout_kernel: Side of the readouts' kernels.
-        flow_scale: Pixels of flow that one unit of a readout's membrane stands for; raise it for fast scenes.
+        flow_scale: Pixels of flow that one unit of a readout's membrane stands for. It sets how far one update moves
+            the flow: raise it where flows of tens of pixels must be learned, lower it where training is restless.
         weight_standardization: Standardise the weights of all layers but the readouts (zero mean and unit variance for
             each output channel, times a learned gain).
         gain: Factor on the initial weights (with standardisation: initial gain); raise it where layers stay silent.
@@ -76,7 +77,7 @@ class FSFN(nn.Module):
         slope: float = 2.0,
         readout_beta: float = 0.88,
         readout_kernel: int = 3,
-        flow_scale: float = 1.0,
+        flow_scale: float = 0.1,
         weight_standardization: bool = True,
         gain: float = 2.0,
         recurrent_gain: float = 0.3,

@@ -91,6 +91,62 @@ def write_cifar(root, name, monkeypatch, images=20):
     return root
 
 
+def small_simulation(folder, monkeypatch):
+    monkeypatch.setenv("STLLR_CACHE", str(folder / "cache"))
+    sizes = [f"--data.num_{part}=3" for part in ("train", "val", "test")]
+    return ["--data.settings.windows=6", *sizes]
+
+
+def small_disk(folder, monkeypatch):
+    """Two seconds of random events in the recording's layout; the gyroscope says about 1 rad/s."""
+    random, count = np.random.default_rng(0), 4000
+    times = np.linspace(0, 2_000_000, 21).astype(np.uint32)
+    arrays = {
+        "x": random.integers(0, 240, count),
+        "y": random.integers(0, 180, count),
+        "p": random.integers(0, 2, count),
+        "t": np.sort(random.integers(0, 2_000_000, count)).astype(np.uint32),
+        "imu_t": times,
+        "imu_code": np.full(len(times), 6),
+        "imu_raw": np.full(len(times), 1892),
+    }
+    path = folder / "disk.npz"
+    np.savez(path, **{f"IMU_rotDisk_{column}": values for column, values in arrays.items()})
+    return [f"--data.path={path}", "--data.shifts=2", "--model.network.init_args.base_channels=2"]
+
+
+def small_mvsec(folder, monkeypatch):
+    """Two of its sequences at full resolution, a second long."""
+    from tests.lightning_modules.data.flow.flow_files import scene, write_original
+
+    made = scene((260, 346), seconds=1.0, count=30_000, flow=(2.0, -1.0))
+    for name in ("outdoor_day2", "indoor_flying1"):
+        write_original(folder / name, name, made)
+    whole = "{outdoor_day2: [null, null], indoor_flying1: [null, null]}"
+    options = [f"--data.path={folder}", "--data.test=[indoor_flying1]", f"--data.ranges={whole}", "--data.section=2"]
+    return [*options, "--model.network.init_args.base_channels=1"]
+
+
+def small_dsec(folder, monkeypatch):
+    """Three of its sequences at full resolution, half a second long."""
+    from tests.lightning_modules.data.flow.flow_files import drive, write_drive
+
+    made = drive((480, 640), intervals=2, count=30_000)
+    names = {"train": "zurich_city_01_a", "val": "zurich_city_02_c", "test": "thun_00_a"}
+    for name in names.values():
+        write_drive(folder, name, made)
+    parts = [f"--data.{part}=[{name}]" for part, name in names.items()]
+    return [f"--data.path={folder}", *parts, "--model.network.init_args.base_channels=1"]
+
+
+FLOW = {
+    "SimulatedFlowDataModule": small_simulation,
+    "RotDiskDataModule": small_disk,
+    "MVSECDataModule": small_mvsec,
+    "DSECDataModule": small_dsec,
+}
+
+
 def options_for(config, folder, monkeypatch):
     """Makes small data for a YAML file; returns the options that point to them, or None for another data module."""
     name = yaml.safe_load(Path(config).read_text())["data"]["class_path"]
@@ -106,4 +162,6 @@ def options_for(config, folder, monkeypatch):
     if name in ("CIFAR10DataModule", "CIFAR100DataModule"):
         root = write_cifar(folder, name.removesuffix("DataModule"), monkeypatch)
         return [f"--data.path={root}", "--data.val_size=8", "--model.network.init_args.width=0.1", *small]
+    if name in FLOW:
+        return [*small, "--data.batch_size=1", *FLOW[name](folder, monkeypatch)]
     return None

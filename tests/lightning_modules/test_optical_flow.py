@@ -258,6 +258,7 @@ def test_module_that_cannot_reset_single_samples_is_named():
     ("options", "message"),
     [
         ({"supervise_last": 0}, "supervise_last=0"),
+        ({"window": 4}, "window=4 runs time steps at once"),
         ({"update_every": 3}, "update_every counts time steps"),
         ({"algorithm": "tess", "rule": None}, "'tess' feeds the error of a few classes"),
         ({"learning_signal": "drtp"}, "'drtp' feeds the error"),
