@@ -136,7 +136,7 @@ def small_dsec(folder, monkeypatch):
     for name in names.values():
         write_drive(folder, name, made)
     parts = [f"--data.{part}=[{name}]" for part, name in names.items()]
-    return [f"--data.path={folder}", *parts, "--model.network.init_args.base_channels=1"]
+    return [f"--data.path={folder}", *parts, "--data.bins=2", "--model.network.init_args.base_channels=1"]
 
 
 FLOW = {
