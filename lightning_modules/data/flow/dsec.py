@@ -95,6 +95,7 @@ class DSECDataModule(SequencesDataModule):
         twice = sorted(set(train or ()) & set(val if train is not None else ()))
         if twice:
             raise ValueError(f"sequences {twice} are for training and for validation; take different ones")
+        self._found: dict[str, DSECFiles] = {}
         self.window_us = window_us
         self.rectify = rectify
         self.downsample = downsample
@@ -126,12 +127,15 @@ class DSECDataModule(SequencesDataModule):
         }
 
     def _files(self) -> dict[str, DSECFiles]:
+        if self._found:  # opening them again would read thousands of time stamps again
+            return self._found
         folder = self.folder()
         files = {name: find_dsec(folder, name) for part in self.sequences.values() for name in part}
         missing = [name for name, found in files.items() if found is None]
         if missing:
             raise self.incomplete(missing, sorted({path.parents[2].name for path in folder.rglob("left/events.h5")}))
-        return {name: found for name, found in files.items() if found is not None}
+        self._found = {name: found for name, found in files.items() if found is not None}
+        return self._found
 
     def _recordings(self, files: DSECFiles, part: str) -> list[FlowRecording]:
         events_path, map_path = files.events, files.rectify_map

@@ -108,6 +108,7 @@ class MVSECDataModule(SequencesDataModule):
                 raise ValueError(f"ranges: {name} must begin at 0 seconds or later and end after that: {start}, {end}")
         self.val_fraction = val_fraction
         self.every = every
+        self._found: dict[str, MVSECFile] = {}
         self.window_us = window_us
         self.window_events = window_events
         self.middle = middle
@@ -163,6 +164,8 @@ class MVSECDataModule(SequencesDataModule):
         return {**super().report(), "files": {name: str(file.path) for name, file in self._files().items()}}
 
     def _files(self) -> dict[str, MVSECFile]:
+        if self._found:  # opening them again would read thousands of time stamps again
+            return self._found
         folder = self.folder()
         names = dict.fromkeys(name for part in self.sequences.values() for name in part)
         files = {name: find_mvsec(folder, name, self.cache_dir) for name in names}
@@ -170,7 +173,8 @@ class MVSECDataModule(SequencesDataModule):
         if missing:
             there = sorted(path.name for path in folder.rglob("*") if path.suffix in (".h5", ".hdf5", ".npz"))
             raise self.incomplete(missing, there)
-        return {name: file for name, file in files.items() if file is not None}
+        self._found = {name: file for name, file in files.items() if file is not None}
+        return self._found
 
     def _recording(self, file: MVSECFile, needs_pictures: bool) -> FlowRecording:
         start, end = self._range(file)

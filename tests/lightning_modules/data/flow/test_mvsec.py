@@ -105,6 +105,19 @@ def test_windows_by_time_and_by_count(files, made, layout):
     assert all(0 <= one.t.min() <= one.t.max() <= 1 for one in read)
 
 
+@pytest.mark.parametrize("every", [1, 4])
+def test_maps_without_pictures_begin_with_the_second(made, tmp_path, every):
+    """When the first map begins nothing tells."""
+    write_single(tmp_path, "indoor_flying1", made, pictures=False)
+    recording = module(tmp_path, train=None, every=every).dataset("test").recordings[0]
+    covered = made.picture_times[made.picture_times >= made.flow_times[0]]
+    edges = covered[covered <= made.flow_times[-1]][::every][1:]
+    np.testing.assert_array_equal(recording.cut.edges, edges)
+    flow, valid = walked(made, edges[1], edges[2])
+    np.testing.assert_allclose(recording.read(1).flow, flow, atol=2e-6)
+    np.testing.assert_array_equal(recording.read(1).valid, valid)
+
+
 def test_only_the_window_is_read(files, made, monkeypatch):
     file = find_mvsec(files / "original", "indoor_flying1")
     rows = []
