@@ -162,7 +162,7 @@ class DSECDataModule(SequencesDataModule):
                     f"{store.end:.0f} us; do these files belong together?"
                 )
         return [
-            self._recording(files, store, run, f"{files.name}/{i}" if len(runs) > 1 else files.name, part)
+            self._recording(files, store, run, f"{files.name} part {i}" if len(runs) > 1 else files.name, part)
             for i, run in enumerate(runs)
         ]
 
