@@ -72,6 +72,7 @@ class FlowPictures(BasePredictionWriter):
         self.flows = flows
         self.dpi = dpi
         self._watch = FlowWatch(samples)
+        self._folder = Path("flow")
         self._lanes: dict[int, _Album] = {}
         self._names: set[str] = set()
 
@@ -128,6 +129,8 @@ class FlowPictures(BasePredictionWriter):
         """Begin with nothing."""
         self._lanes.clear()
         self._names.clear()
+        # This asks all processes, which later have batches of their own.
+        self._folder = Path(trainer.log_dir or ".", "flow")
 
     def write_on_batch_end(
         self,
@@ -147,7 +150,6 @@ class FlowPictures(BasePredictionWriter):
             )
         if _dry(trainer):
             return
-        folder = Path(trainer.log_dir or ".", "flow")
         for sample in range(len(batch.new_recording)):
             if sample not in self._lanes or bool(batch.new_recording[sample]):
                 self._end(sample)
@@ -155,7 +157,7 @@ class FlowPictures(BasePredictionWriter):
                 unique = next(n for n in (name, *(f"{name}_{i}" for i in range(2, 10**6))) if n not in self._names)
                 self._names.add(unique)
                 self._lanes[sample] = _Album(
-                    unique, folder / _file_name(unique), self._scale(batch, prediction, sample)
+                    unique, self._folder / _file_name(unique), self._scale(batch, prediction, sample)
                 )
             album = self._lanes[sample]
             for w in range(batch.num_windows):
@@ -181,7 +183,7 @@ class FlowPictures(BasePredictionWriter):
         for sample in list(self._lanes):
             self._end(sample)
         if self._names:
-            rank_zero_info(f"Pictures of the flow: {Path(trainer.log_dir or '.', 'flow')}")
+            rank_zero_info(f"Pictures of the flow: {self._folder}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop watching, and let go of the pictures."""

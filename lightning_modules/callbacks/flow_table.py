@@ -82,7 +82,7 @@ class FlowTable(Callback):
             for sample, present in enumerate(window.present.tolist()):
                 if not present:
                     continue
-                metrics = flow_metrics(mask, events=False).to(flow.device)
+                metrics = flow_metrics(mask, events=False, sync_on_compute=False).to(flow.device)
                 one = slice(sample, sample + 1)
                 metrics.update(flow[one], _one(window, one))
                 values = {name: float(value) for name, value in metrics.compute().items()}
@@ -97,10 +97,10 @@ class FlowTable(Callback):
         if not means:
             return
         for name, row in means.items():
-            pl_module.log_dict({f"test_{kind}/{name}": row[kind] for kind in ("aee", "aee_zero")}, rank_zero_only=True)
+            pl_module.log_dict({f"test_{kind}/{name}": row[kind] for kind in ("aee", "aee_zero")}, sync_dist=True)
         if len(means) > 1:
             total = {kind: sum(row[kind] for row in means.values()) for kind in ("windows", "aee", "aee_zero")}
-            pl_module.log_dict({f"test_{kind}_sum": total[kind] for kind in ("aee", "aee_zero")}, rank_zero_only=True)
+            pl_module.log_dict({f"test_{kind}_sum": total[kind] for kind in ("aee", "aee_zero")}, sync_dist=True)
             means["sum"] = total
         rank_zero_info(_text(means))
         if trainer.is_global_zero and folder is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ few counted pixels weighs as much as any other.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,8 +30,8 @@ class _Mean(Metric):
     is_differentiable = False
     full_state_update = False
 
-    def __init__(self, settings: str) -> None:
-        super().__init__()
+    def __init__(self, settings: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         # A MetricCollection lets metrics share one state if states of the same names held the same values after the
         # first update; with other settings that would be chance. So the settings are part of the names.
         self._total, self._count = f"total_{settings}".replace(".", "_"), f"count_{settings}".replace(".", "_")
@@ -54,12 +54,12 @@ class _Mean(Metric):
 class _AgainstTruth(_Mean):
     """A mean over the pixels whose flow is compared with the true one."""
 
-    def __init__(self, settings: str, mask: Mask, average: Average) -> None:
+    def __init__(self, settings: str, mask: Mask, average: Average, **kwargs: Any) -> None:
         if mask not in ("valid", "events", "both"):
             raise ValueError(f'{type(self).__name__}: mask={mask!r} is not known; use "valid", "events" or "both".')
         if average not in ("windows", "pixels"):
             raise ValueError(f'{type(self).__name__}: average={average!r} is not known; use "windows" or "pixels".')
-        super().__init__(f"{settings}_{mask}_{average}")
+        super().__init__(f"{settings}_{mask}_{average}", **kwargs)
         self.mask, self.average = mask, average
 
     def update(self, flow: Tensor, window: FlowWindow) -> None:
@@ -85,12 +85,15 @@ class AverageEndpointError(_AgainstTruth):
             ("events"), or those with an event whose true flow is known ("both", as MVSEC is evaluated).
         average: Mean over "windows" of each window's mean, or over all "pixels" alike.
         zero_flow: Measure flow that is zero everywhere in place of the given one: the baseline of every report.
+        **kwargs: Arguments of ``torchmetrics.Metric``.
     """
 
     higher_is_better = False
 
-    def __init__(self, mask: Mask = "valid", average: Average = "windows", zero_flow: bool = False) -> None:
-        super().__init__("zero" if zero_flow else "aee", mask, average)
+    def __init__(
+        self, mask: Mask = "valid", average: Average = "windows", zero_flow: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__("zero" if zero_flow else "aee", mask, average, **kwargs)
         self.zero_flow = zero_flow
 
     def per_pixel(self, flow: Tensor, truth: Tensor) -> Tensor:
@@ -108,16 +111,22 @@ class FlowOutliers(_AgainstTruth):
             0.05 are KITTI's "Fl". (Some published code takes 5 % of the predicted length.)
         mask: Which pixels count, as in `AverageEndpointError`.
         average: Mean over "windows" or over "pixels", as there.
+        **kwargs: Arguments of ``torchmetrics.Metric``.
     """
 
     higher_is_better = False
 
     def __init__(
-        self, pixels: float = 3.0, relative: float | None = None, mask: Mask = "valid", average: Average = "windows"
+        self,
+        pixels: float = 3.0,
+        relative: float | None = None,
+        mask: Mask = "valid",
+        average: Average = "windows",
+        **kwargs: Any,
     ) -> None:
         if pixels < 0 or (relative is not None and relative < 0):
             raise ValueError(f"FlowOutliers: pixels={pixels} and relative={relative} must not be negative.")
-        super().__init__(f"outliers_{pixels}_{relative}", mask, average)
+        super().__init__(f"outliers_{pixels}_{relative}", mask, average, **kwargs)
         self.pixels, self.relative = pixels, relative
 
     def per_pixel(self, flow: Tensor, truth: Tensor) -> Tensor:
@@ -138,12 +147,13 @@ class FlowWarpLoss(_Mean):
     Args:
         nearest: Each event arrives at the nearest pixel, as in the evaluation of Hagenaars et al. (2021). If False at
             the four around it, whose blur lowers the value of any flow that is no whole number of pixels.
+        **kwargs: Arguments of ``torchmetrics.Metric``.
     """
 
     higher_is_better = True
 
-    def __init__(self, nearest: bool = True) -> None:
-        super().__init__(f"fwl_{nearest}")
+    def __init__(self, nearest: bool = True, **kwargs: Any) -> None:
+        super().__init__(f"fwl_{nearest}", **kwargs)
         self.nearest = nearest
 
     def update(self, flow: Tensor, window: FlowWindow) -> None:
@@ -166,12 +176,13 @@ class RSAT(_Mean):
 
     Args:
         nearest: As in `FlowWarpLoss`.
+        **kwargs: Arguments of ``torchmetrics.Metric``.
     """
 
     higher_is_better = False
 
-    def __init__(self, nearest: bool = True) -> None:
-        super().__init__(f"rsat_{nearest}")
+    def __init__(self, nearest: bool = True, **kwargs: Any) -> None:
+        super().__init__(f"rsat_{nearest}", **kwargs)
         self.nearest = nearest
 
     def update(self, flow: Tensor, window: FlowWindow) -> None:
@@ -183,7 +194,9 @@ class RSAT(_Mean):
         self._add(moved / torch.where(still > 0, still, 1), (still > 0).to(moved.dtype))
 
 
-def flow_metrics(mask: Mask = "valid", truth: bool = True, events: bool = True, prefix: str = "") -> MetricCollection:
+def flow_metrics(
+    mask: Mask = "valid", truth: bool = True, events: bool = True, prefix: str = "", **kwargs: Any
+) -> MetricCollection:
     """All metrics that the data allow, with zero flow's error beside them.
 
     Args:
@@ -191,6 +204,7 @@ def flow_metrics(mask: Mask = "valid", truth: bool = True, events: bool = True, 
         truth: Whether the windows have true flow.
         events: Whether they have single events.
         prefix: Put before each name.
+        **kwargs: Arguments of ``torchmetrics.Metric``, for each of them.
 
     Returns:
         ``aee``, ``aee_zero``, ``outliers_1px``, ``outliers_2px``, ``outliers_3px`` and ``outliers_kitti`` from true
@@ -198,13 +212,13 @@ def flow_metrics(mask: Mask = "valid", truth: bool = True, events: bool = True, 
     """
     metrics: dict[str, Metric] = {}
     if truth:
-        metrics["aee"] = AverageEndpointError(mask)
-        metrics["aee_zero"] = AverageEndpointError(mask, zero_flow=True)
+        metrics["aee"] = AverageEndpointError(mask, **kwargs)
+        metrics["aee_zero"] = AverageEndpointError(mask, zero_flow=True, **kwargs)
         for pixels in (1, 2, 3):
-            metrics[f"outliers_{pixels}px"] = FlowOutliers(pixels, mask=mask)
-        metrics["outliers_kitti"] = FlowOutliers(3, 0.05, mask)
+            metrics[f"outliers_{pixels}px"] = FlowOutliers(pixels, mask=mask, **kwargs)
+        metrics["outliers_kitti"] = FlowOutliers(3, 0.05, mask, **kwargs)
     if events:
-        metrics |= {"fwl": FlowWarpLoss(), "rsat": RSAT()}
+        metrics |= {"fwl": FlowWarpLoss(**kwargs), "rsat": RSAT(**kwargs)}
     return MetricCollection(dict(metrics), prefix=prefix)
 
 

@@ -229,7 +229,7 @@ def _sharpness(window: FlowWindow, sample: int, flow: Tensor) -> float | None:
         events=window.events[sample : sample + 1].float().cpu(),
         event_mask=window.event_mask[sample : sample + 1].cpu(),
     )
-    metric = FlowWarpLoss()
+    metric = FlowWarpLoss(sync_on_compute=False)  # one process draws
     metric.update(flow.unsqueeze(0), one)
     value = float(metric.compute())
     return None if math.isnan(value) else value

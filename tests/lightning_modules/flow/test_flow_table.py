@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_modules.callbacks import FlowTable
 from lightning_modules.callbacks import flow_table as module
+from lightning_modules.flow import flow_figure
 from tests.lightning_modules.flow.tasks import Task, loader, make_batch
 
 
@@ -106,3 +107,16 @@ def test_the_text_lines_up():
     lengths = {len(line.rstrip()) for line in text.splitlines()[:3]}
     assert len(lengths) == 1
     assert text.splitlines()[-1].split() == ["sum", "2", "2.50", "3.14"]
+
+
+def test_no_process_waits_for_another_that_has_other_windows(tmp_path, monkeypatch):
+    """torchmetrics asks all processes for their state in each ``compute``, unless told not to."""
+    monkeypatch.setattr("torchmetrics.metric.jit_distributed_available", lambda: True)
+    with pytest.raises(ValueError, match="process group"):  # what happens if it asks
+        metrics = module.flow_metrics(events=False)
+        metrics.update(make_batch().flow[:, 0], make_batch().window(0))
+        metrics.compute()
+    metrics, rows = run(tmp_path, Task(), FlowTable(), make_batch())
+    assert len(rows) == 3
+    pytest.importorskip("torchvision")
+    flow_figure(make_batch().window(0), make_batch().flow[:, 0])  # one process draws, the others do not
