@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -66,18 +67,34 @@ class Motion:
         matrix = np.moveaxis(np.array(rows) * np.exp(self.zoom(t)), -1, 0)
         return matrix, np.stack((self.x(t), self.y(t)), axis=-1)
 
+    def at(self, t: float) -> tuple[Array, Array, Array]:
+        """Matrix, its inverse and position at one time. Remembered: every epoch asks for the edges of windows."""
+        return _pose_at(self, t)
+
     def plane_points(self, t: float, pixels: Array) -> Array:
         """Which points of the plane appear at pixels [..., 2] at a time."""
-        matrix, position = self.pose(t)
-        points: Array = (pixels - position[0]) @ np.linalg.inv(matrix[0]).T
+        _, back, position = self.at(t)
+        points: Array = (pixels - position) @ back.T
         return points
+
+    def change(self, start: float, end: float) -> tuple[Array, Array]:
+        """Matrix and vector of the displacement: what is at p at the start has moved by ``matrix @ p + vector``."""
+        _, back, here = self.at(start)
+        after, _, there = self.at(end)
+        matrix = after @ back - np.eye(2)
+        return matrix, there - here - matrix @ here
 
     def displacement(self, start: float, end: float, pixels: Array) -> Array:
         """How far what appears at pixels [..., 2] at the start has moved at the end."""
-        (before, after), (here, there) = self.pose([start, end])
-        change = after @ np.linalg.inv(before) - np.eye(2)
-        moved: Array = pixels @ change.T + (there - here - change @ here)
+        matrix, vector = self.change(start, end)
+        moved: Array = pixels @ matrix.T + vector
         return moved
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _pose_at(motion: Motion, t: float) -> tuple[Array, Array, Array]:
+    matrix, position = motion.pose(t)
+    return matrix[0], np.linalg.inv(matrix[0]), position[0]
 
 
 def draw_motion(

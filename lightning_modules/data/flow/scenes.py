@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -108,6 +108,17 @@ class Layer:
         covered[covered] = self.outline.inside(points[covered]) > 0
         return np.asarray(covered)
 
+    def box(self, time: float, size: tuple[int, int]) -> tuple[slice, slice]:
+        """Rows and columns beyond which nothing of the layer can be seen at a time."""
+        if self.outline is None:
+            return slice(0, size[0]), slice(0, size[1])
+        matrix, _, position = self.motion.at(time)
+        reach = self.outline.reach * float(np.linalg.norm(matrix))  # at least the largest stretch in any direction
+        middle = position[::-1] + (np.array(size) - 1) / 2
+        first, last = np.floor(middle - reach).astype(int), np.ceil(middle + reach).astype(int) + 1
+        rows, columns = (slice(max(int(low), 0), max(int(high), 0)) for low, high in zip(first, last, strict=True))
+        return rows, columns
+
     @cached_property
     def _picture(self) -> torch.Tensor:
         """Texture and, with an outline, opacity: [1, channels, side, side]."""
@@ -150,11 +161,16 @@ class LayeredScene(Scene):
     def flow(self, start: float, end: float) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
         """Displacement [2, H, W] and where it is known: everywhere."""
         pixels = _pixels(self.size)
-        flow = np.zeros((*self.size, 2))
+        flow = np.empty((2, *self.size), np.float32)
         for layer in self.layers:
-            shown = layer.covers(start, pixels)
-            flow[shown] = layer.motion.displacement(start, end, pixels[shown])
-        return np.moveaxis(flow, -1, 0).astype(np.float32), np.ones(self.size, np.bool_)
+            matrix, vector = layer.motion.change(start, end)
+            box = layer.box(start, self.size)
+            there = pixels[box]
+            shown = layer.covers(start, there)
+            for axis in (0, 1):
+                moved = matrix[axis, 0] * there[..., 0] + (matrix[axis, 1] * there[..., 1] + vector[axis])
+                np.copyto(flow[axis][box], moved, where=shown, casting="same_kind")
+        return flow, np.ones(self.size, np.bool_)
 
     def seen_layer(self, time: float) -> npt.NDArray[np.int64]:
         """Which layer each pixel shows at a time, [H, W]."""
@@ -168,8 +184,11 @@ def _float32(values: Array) -> torch.Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
+@lru_cache(maxsize=64)
 def _pixels(size: tuple[int, int]) -> Array:
     """Coordinates (x, y) of all pixels from the middle, [H, W, 2]."""
     height, width = size
     y, x = np.meshgrid(np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2, indexing="ij")
-    return np.stack((x, y), axis=-1)
+    pixels = np.stack((x, y), axis=-1)
+    pixels.setflags(write=False)
+    return pixels
