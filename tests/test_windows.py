@@ -396,6 +396,51 @@ def test_training_goes_on_with_an_optimizer() -> None:
     assert losses[-1] < 0.7 * losses[0]
 
 
+class Logs(Around):
+    """Keeps a list of its outputs, and what it last saw."""
+
+    def __init__(self) -> None:
+        super().__init__(leaky())
+        self.log: list[Tensor] = []
+        self.seen: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = super().forward(x)
+        self.log.append(output)
+        self.seen = x
+        return output
+
+
+def test_lists_and_attributes_do_not_show_the_trial() -> None:
+    x, y = data("leaky")
+    net = Logs().double()
+    learner = STLLRLearner(net, rule=RULE)
+    learner.run(net, x, y, functional.cross_entropy, window=7)
+    assert [len(output) for output in net.log] == [7 * BATCH, 6 * BATCH]
+    assert net.seen is not None and not net.seen.isnan().any()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_autocast(compiled: bool) -> None:
+    """Half precision on both ways: as near to one another as bfloat16 allows."""
+    x, y = data("leaky")
+    found = []
+    for window in (None, 5):
+        torch.manual_seed(2)
+        net = Around(snn.Leaky(0.9, threshold=0.4, init_hidden=True))
+        learner = STLLRLearner(net, rule=RULE)
+        called = torch.compile(net, backend="eager") if compiled else net
+        with torch.autocast("cpu", torch.bfloat16):
+            if window is None:
+                for step in x.float():
+                    functional.cross_entropy(called(step).float(), y).backward()
+            else:
+                assert learner.run(called, x.float(), y, functional.cross_entropy, window=window).steps_because is None
+        found.append(gradients(net))
+    for name, wanted in found[0].items():
+        assert (found[1][name] - wanted).norm() < 0.1 * wanted.norm(), name
+
+
 @pytest.mark.parametrize("name", ["recurrent", "norse"])
 def test_updates_within_a_sequence(name: str) -> None:
     x, y = data(name)

@@ -94,6 +94,8 @@ def scan_leaky(
     recurrent = _Recurrence.of(site) if hasattr(module, "recurrent") else None
     if hasattr(module, "recurrent") and recurrent is None:
         return None
+    if current.dtype not in (torch.float32, torch.float64):
+        return None  # the surrogates' spikes are float32, and with them some of the membranes, but not all
     inputs = current.detach().reshape(window.num_steps, window.batch, *current.shape[1:])
     names = site.adapter.state_buffers(module)
     states = {name: module._buffers[name] for name in names}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from stllr_plugin.hooks import eager
 from stllr_plugin.neurons.base import map_tensors
 from stllr_plugin.nn import SequenceDropout
 from stllr_plugin.windows.errors import NeedsStepsError
@@ -64,6 +65,7 @@ class Window:
         from stllr_plugin.windows.neuron import run_neuron
 
         def replace(forward: Callable[..., Any]) -> Callable[..., Any]:
+            @eager
             def run(*args: Any, **kwargs: Any) -> Any:
                 self._runs[site.name] = self._runs.get(site.name, 0) + 1
                 if self._runs[site.name] > 1:
@@ -75,6 +77,7 @@ class Window:
         return replace
 
     def _each_step(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        @eager
         def run(x: Tensor) -> Tensor:
             return torch.cat([forward(step) for step in x.chunk(self.num_steps)])
 
