@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 
@@ -18,6 +19,13 @@ settings.load_profile("default")
 def pytest_configure(config: pytest.Config) -> None:
     # the networks of the tests are far too small to be spread over cores
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def leave_modules_to_rest() -> None:
+    """A full collection looks at all of torch and Lightning: half a second for each training that is measured."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
