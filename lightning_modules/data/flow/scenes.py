@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -84,7 +84,8 @@ class Layer:
         """Grey values and opacity [n, H, W] at n times; None: opaque."""
         matrix, position = self.motion.pose(times)
         back = np.linalg.inv(matrix)
-        side = self._picture.shape[-1]
+        texels = self._texels()
+        side = texels.shape[-1]
         # grid_sample counts from -1, the middle of the first texel, to 1, the middle of the last one.
         back, shift = (2 / (side - 1) * back), -2 / (side - 1) * (back @ position[..., None])[..., 0]
         height, width = size
@@ -94,7 +95,7 @@ class Layer:
             along_x = back[:, axis, 0, None] * x
             along_y = back[:, axis, 1, None] * y + shift[:, axis, None]
             torch.add(_float32(along_x)[:, None], _float32(along_y)[..., None], out=grid[..., axis])
-        picture = self._picture.expand(len(times), -1, -1, -1)
+        picture = texels.expand(len(times), -1, -1, -1)
         mode = "reflection" if self.outline is None else "zeros"
         sampled = functional.grid_sample(picture, grid, mode="bilinear", padding_mode=mode, align_corners=True)
         return sampled[:, 0], None if self.outline is None else sampled[:, 1]
@@ -119,9 +120,8 @@ class Layer:
         rows, columns = (slice(max(int(low), 0), max(int(high), 0)) for low, high in zip(first, last, strict=True))
         return rows, columns
 
-    @cached_property
-    def _picture(self) -> torch.Tensor:
-        """Texture and, with an outline, opacity: [1, channels, side, side]."""
+    def _texels(self) -> torch.Tensor:
+        """Texture and, with an outline, opacity: [1, channels, side, side]. Not kept: a scene is filmed once."""
         texture = np.ascontiguousarray(self._make_texture())
         side = len(texture)
         if self.outline is None:

@@ -147,22 +147,37 @@ def simulate(settings: SimulationSettings, scenes: Sequence[Scene], part: str, f
     height, width = settings.size
     camera = EventCamera(settings.camera, height * width, [settings.seed, _CAMERA_STREAM])
     times = np.arange(settings.windows * settings.steps + 1) / settings.steps
-    pixels, stamps, polarities, counts, frames = [], [], [], [np.zeros(1, np.int64)], []
+    buffer = np.empty((min(len(scenes), _SIMULATED_AT_ONCE), len(times), height, width), np.float32)
+    chunks: list[PackedEvents] = []
+    polarities, frames = [], []
     for low in range(0, len(scenes), _SIMULATED_AT_ONCE):
         some = scenes[low : low + _SIMULATED_AT_ONCE]
-        levels = np.stack([scene.grey(times) for scene in some])
+        levels = buffer[: len(some)]
+        for level, scene in zip(levels, some, strict=True):
+            level[:] = scene.grey(times)
         frames.append(np.round(levels[:, :: settings.steps] * 255).astype(np.uint8))
-        levels = np.log(levels + np.float32(_DARK), out=levels).reshape(len(some), len(times), -1)
+        levels += np.float32(_DARK)
+        levels = np.log(levels, out=levels).reshape(len(some), len(times), -1)
         seeds = ([settings.seed, _EVENT_STREAM, PARTS.index(part), first + low + i] for i in range(len(some)))
         seen = camera.observe(levels, settings.step_us, [np.random.default_rng(seed) for seed in seeds])
-        pixels.append(seen.pixel)
-        stamps.append(seen.t)
+        offsets = np.concatenate(([0], np.cumsum(seen.counts)))
+        x, y = seen.pixel % width, seen.pixel // width
+        numbers = first + low + np.arange(len(some))
+        chunks.append(PackedEvents.from_columns(x, y, seen.t, seen.p, offsets, numbers, settings.size))
         polarities.append(seen.p)
-        counts.append(seen.counts)
-    pixel, t, p = (np.concatenate(columns) for columns in (pixels, stamps, polarities))
-    offsets = np.cumsum(np.concatenate(counts))
-    numbers = first + np.arange(len(scenes))
-    packed = PackedEvents.from_columns(pixel % width, pixel // width, t, p, offsets, numbers, settings.size)
+    # Joined as they are packed: all events of many recordings as int64 would need gigabytes.
+    starts = np.cumsum([0, *(len(chunk.x) for chunk in chunks)])
+    packed = PackedEvents(
+        x=np.concatenate([chunk.x for chunk in chunks]),
+        y=np.concatenate([chunk.y for chunk in chunks]),
+        dt_us=np.concatenate([chunk.dt_us for chunk in chunks]),
+        p_bits=np.packbits(np.concatenate(polarities)),
+        offsets=np.concatenate(
+            ([0], *(chunk.offsets[1:] + start for chunk, start in zip(chunks, starts, strict=False)))
+        ),
+        labels=np.concatenate([chunk.labels for chunk in chunks]),
+        sensor_size=settings.size,
+    )
     return {**packed.to_arrays(), "frames": np.concatenate(frames)}
 
 
@@ -208,13 +223,13 @@ def simulated_recordings(
 
     arrays = cached_arrays("simulated-flow", key, lambda: simulate(settings, scenes, part), cache_dir, check)
     packed = check(arrays, "simulated recordings")
-    t, p = packed.times(), packed.polarities()
     recordings: list[FlowRecording] = []
     for number, scene in enumerate(scenes):
         rows = slice(int(packed.offsets[number]), int(packed.offsets[number + 1]))
         name = f"{part} {number}"
         edges = settings.window_us * np.arange(settings.windows + 1)
-        events = EventColumns(packed.x[rows], packed.y[rows], t[rows], p[rows])
+        t, p = packed.times(number, number + 1), packed.polarities(number, number + 1)
+        events = EventColumns(packed.x[rows], packed.y[rows], t, p)
         recordings.append(
             WindowedEvents(
                 name,
