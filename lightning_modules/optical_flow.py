@@ -120,7 +120,7 @@ class OpticalFlowEstimator(SpikingTask):
         return flows
 
     def training_step(self, batch: FlowBatch, batch_idx: int) -> Tensor | None:
-        """Train on one batch; the returned loss is the mean over its windows, None where nobody is present."""
+        """Train on one batch; returns what was learned from, None where nobody is present."""
         return self._shared_step(batch, "train")
 
     def validation_step(self, batch: FlowBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -146,11 +146,11 @@ class OpticalFlowEstimator(SpikingTask):
 
     def _shared_step(self, batch: FlowBatch, phase: str) -> Tensor | None:
         metrics = list(self._metrics_for(batch, phase))
-        loss = self._run(batch, metrics)
+        loss, mean = self._run(batch, metrics)
         options: dict[str, Any] = {"on_step": False, "on_epoch": True}
         if loss is not None:
             counted = max(int(batch.present.sum()), 1)
-            self.log(f"{phase}_loss", loss.detach(), prog_bar=True, sync_dist=True, batch_size=counted, **options)
+            self.log(f"{phase}_loss", mean, prog_bar=True, sync_dist=True, batch_size=counted, **options)
         for collection in metrics:
             self.log_dict(collection, batch_size=1, **options)
         return loss
@@ -162,26 +162,28 @@ class OpticalFlowEstimator(SpikingTask):
         if batch.events is not None and phase != "train":
             yield getattr(self, f"{phase}_sharpness")
 
-    def _run(self, batch: FlowBatch, metrics: Sequence[MetricCollection]) -> Tensor | None:
-        """The time loop. Returns the mean loss of the batch's windows, None where it has none."""
+    def _run(self, batch: FlowBatch, metrics: Sequence[MetricCollection]) -> tuple[Tensor | None, Tensor]:
+        """The time loop. Returns what was learned from, None where there was nothing, and the windows' mean loss."""
         learning, num_steps = self.training, batch.counts.shape[2]
         first = max(num_steps - (self.supervise_last or 1), 0)
         together = self.trainer.world_size > 1  # processes exchange gradients: all of them go backward, or none
         self._begin_batch(batch, learning)
-        present = batch.present.sum()
+        present = batch.present.sum().clamp(min=1)
+        mean = present.new_zeros((), dtype=torch.float32)
         for w in range(batch.num_windows):
             window = batch.window(w)
             self.active = window.present
             if self.learner is not None and learning:
                 self.learner.supervision.extend(num_steps)
             learns = together or bool(window.present.any())
-            share = window.present.sum() if self.update_every_window else present
+            share = window.present.sum().clamp(min=1) if self.update_every_window else present
             for t, step in enumerate(window.counts.unbind(1)):
                 flows = self.network(step)
                 if learns and t >= first:
-                    loss = self.loss(flows, window).sum() / (share.clamp(min=1) * (num_steps - first))
+                    total = self.loss(flows, window).sum() / (num_steps - first)
+                    mean += total.detach() / present
                     ends_update = self.update_every_window or w == batch.num_windows - 1
-                    self.learn(loss, last=ends_update and t == num_steps - 1)
+                    self.learn(total / share, last=ends_update and t == num_steps - 1)
             for collection in metrics:
                 collection.update(flows[-1].detach(), window)
             if self._online and self.update_every_window:
@@ -189,8 +191,8 @@ class OpticalFlowEstimator(SpikingTask):
         if self._loss is None:
             self._loss = batch.counts.new_zeros(())
             self.end_sequence()
-            return None
-        return self.end_sequence()
+            return None, mean
+        return self.end_sequence(), mean
 
     # States.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -82,6 +83,6 @@ class History(Callback):
 
 
 def _batch_size(batch: Any) -> int:
-    while isinstance(batch, (tuple, list)):
-        batch = batch[0]
+    while isinstance(batch, (tuple, list)) or is_dataclass(batch):
+        batch = getattr(batch, fields(batch)[0].name) if is_dataclass(batch) else batch[0]
     return int(batch.shape[0]) if isinstance(batch, Tensor) else 0

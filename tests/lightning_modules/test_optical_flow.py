@@ -19,6 +19,12 @@ SIZE, BINS = (8, 12), 3
 SGD = partial(torch.optim.SGD, lr=0.3)
 
 
+@pytest.fixture(autouse=True)
+def no_garbage_collection(monkeypatch):
+    """The meter of peak memory collects garbage at each fit, which takes longer than these fits."""
+    monkeypatch.setattr("lightning_modules.memory._return_free_memory", lambda: None)
+
+
 def make_batches(number, lanes=2, windows=2, seed=0, new=(0,)):
     """Batches of random events with a random constant flow each; all lanes begin anew in the batches of ``new``."""
     generator = torch.Generator().manual_seed(seed)
@@ -134,8 +140,47 @@ def test_validation_between_two_batches_changes_nothing(algorithm, neuron):
         trainer={"val_check_interval": 1},
         algorithm=algorithm,
     )
-    assert "val_aee" in trainer.callback_metrics
+    assert "val_aee" in trainer.callback_metrics and trainer.callback_metrics["samples_per_second"] > 0
     assert_same(weights(validated.network), weights(quiet.network))
+
+
+class Saved:
+    """Counts the bytes that autograd keeps for backward passes."""
+
+    def __init__(self):
+        self.now = self.peak = 0
+
+    def keep(self, tensor):
+        kept = _Kept(self, tensor)
+        self.now += kept.size
+        self.peak = max(self.peak, self.now)
+        return kept
+
+
+class _Kept:
+    def __init__(self, count, tensor):
+        self.count, self.tensor, self.size = (
+            count,
+            tensor.detach(),
+            tensor.nbytes,
+        )  # with its graph it would keep itself
+
+    def __del__(self):
+        self.count.now -= self.size
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "every_window", "grows"), [("stllr", False, False), ("bptt", False, True), ("bptt", True, False)]
+)
+def test_memory_grows_with_the_windows_of_a_batch_for_bptt_alone(algorithm, every_window, grows):
+    peaks = []
+    for windows in (2, 8):
+        saved = Saved()
+        with torch.autograd.graph.saved_tensors_hooks(saved.keep, lambda kept: kept.tensor):
+            trained(make_batches(1, windows=windows), algorithm=algorithm, update_every_window=every_window)
+        peaks.append(saved.peak)
+    assert peaks[0] > 10_000
+    assert peaks[1] > 3 * peaks[0] if grows else peaks[1] < 1.1 * peaks[0]
 
 
 def test_every_epoch_begins_at_rest():
@@ -205,6 +250,17 @@ def test_metrics_stand_beside_those_of_zero_flow():
     flows = torch.cat([predicted for predicted in trainer.predict(task, loader(batches))])
     error = (flows - torch.cat([batch.flow for batch in batches])).norm(dim=2).mean()
     assert tested["test_aee"] == pytest.approx(float(error), rel=1e-5)
+
+
+@pytest.mark.parametrize("every_window", [False, True])
+def test_logged_loss_is_the_mean_over_windows_and_not_over_batches(every_window):
+    batches = make_batches(2)
+    batches[0].present[1] = batches[0].valid[1] = False
+    task, trainer = trained(batches, validated=batches, update_every_window=every_window)
+    assert trainer.callback_metrics["val_loss"] == pytest.approx(float(trainer.callback_metrics["val_aee"]), rel=1e-4)
+    assert trainer.callback_metrics["train_loss"] == pytest.approx(
+        float(trainer.callback_metrics["train_aee"]), rel=1e-4
+    )
 
 
 def test_prediction_goes_on_from_batch_to_batch_and_forward_does_not():
