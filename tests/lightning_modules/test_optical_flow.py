@@ -89,8 +89,10 @@ def by_hand(batches, attach=None, every_window=False, supervise_last=1):
     return weights(network)
 
 
-@pytest.mark.parametrize("every_window", [False, True])
-@pytest.mark.parametrize("algorithm", ["stllr", "sltt", "bptt"])
+@pytest.mark.parametrize(
+    ("algorithm", "every_window"),
+    [("stllr", False), ("stllr", True), ("sltt", False), ("bptt", False), ("bptt", True)],
+)
 def test_states_go_on_from_window_to_window_and_batch_to_batch(algorithm, every_window):
     batches = make_batches(3)
     rule = {"stllr": "mvsec", "sltt": "sltt", "bptt": None}[algorithm]
@@ -105,8 +107,7 @@ def test_ottt_trains_with_the_leaks_of_the_layers():
     assert any((weights(task.network)[name] != value).any() for name, value in weights(make_network()).items())
 
 
-@pytest.mark.parametrize("neuron", ["snntorch", "norse"])
-@pytest.mark.parametrize("algorithm", ["stllr", "bptt"])
+@pytest.mark.parametrize(("algorithm", "neuron"), [("stllr", "snntorch"), ("stllr", "norse"), ("bptt", "snntorch")])
 def test_a_sample_that_begins_a_recording_is_as_if_it_were_alone(algorithm, neuron):
     """Lane 0 begins anew in the second batch, lane 1 goes on; each trains like a lane of its own would."""
     network = partial(make_network, neuron=neuron)
@@ -128,8 +129,7 @@ def test_a_sample_that_begins_a_recording_is_as_if_it_were_alone(algorithm, neur
     assert_same(gradients, expected, 1e-5)
 
 
-@pytest.mark.parametrize("neuron", ["snntorch", "norse"])
-@pytest.mark.parametrize("algorithm", ["stllr", "bptt"])
+@pytest.mark.parametrize(("algorithm", "neuron"), [("stllr", "snntorch"), ("stllr", "norse"), ("bptt", "snntorch")])
 def test_validation_between_two_batches_changes_nothing(algorithm, neuron):
     batches = make_batches(3)
     quiet, _ = trained(batches, make_network(neuron=neuron), algorithm=algorithm)
@@ -207,8 +207,7 @@ def test_samples_whose_recording_is_over_are_inert(algorithm):
     assert_same(weights(found.network), weights(expected.network), 1e-6)
 
 
-@pytest.mark.parametrize("every_window", [False, True])
-@pytest.mark.parametrize("algorithm", ["stllr", "bptt"])
+@pytest.mark.parametrize(("algorithm", "every_window"), [("stllr", False), ("stllr", True), ("bptt", False)])
 def test_nobody_present_updates_nothing(algorithm, every_window):
     (batch,) = make_batches(1)
     batch.present[:] = False
@@ -219,8 +218,16 @@ def test_nobody_present_updates_nothing(algorithm, every_window):
     assert "train_loss" not in trainer.callback_metrics
 
 
-@pytest.mark.parametrize("algorithm", ["stllr", "bptt"])
-@pytest.mark.parametrize("what", ["no event at all", "one polarity", "one window without events", "no valid pixel"])
+@pytest.mark.parametrize(
+    ("what", "algorithm"),
+    [
+        ("no event at all", "stllr"),
+        ("no event at all", "bptt"),
+        ("one polarity", "stllr"),
+        ("one window without events", "stllr"),
+        ("no valid pixel", "stllr"),
+    ],
+)
 def test_odd_windows_leave_finite_weights(what, algorithm):
     batches = make_batches(2)
     for batch in batches:
