@@ -23,10 +23,10 @@ def measure_curves(settings: Curves, options: Options, say: Callable[[str], None
         targets = [
             {
                 "contender": who,
-                "what": f"growth of the time per step with {curve.name} (1 is linear)",
-                "at_most": settings.highest_slope,
+                "what": f"growth of the time per step with {curve.name}, exponent (1 is linear)",
+                "at_most": curve.highest_slope,
                 "measured": measured,
-                "met": measured <= settings.highest_slope,
+                "met": measured <= curve.highest_slope,
             }
             for who, measured in slopes.items()
             if who.startswith("stllr")

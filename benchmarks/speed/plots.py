@@ -79,6 +79,8 @@ def _curves(curves: dict[str, Any], folder: Path) -> Path:
             axes.loglog(
                 curve["axis"], [v * 1000 for v in values], marker="o", color=_colour(name), label=label(name), base=2
             )
+        axes.set_xticks(curve["axis"], [f"{size:g}" for size in curve["axis"]], fontsize=8)
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.set_xlabel(curve["name"])
         _tidy(axes)
     grid[0, 0].set_ylabel("ms per step")

@@ -195,12 +195,14 @@ class Curve:
         key: What is changed: a key of the workload, or ``network.`` and an argument of the network.
         values: What it is set to.
         sizes: The numbers for the axis; by default the values.
+        highest_slope: Of the time per step over the property, both logarithmic: 1 is linear, 0 does not grow.
     """
 
     name: str
     key: str
     values: list[Any]
     sizes: list[float] = field(default_factory=list)
+    highest_slope: float = 1.1
 
     def __post_init__(self) -> None:
         if len(self.values) < 2:
@@ -222,12 +224,10 @@ class Curves:
     Attributes:
         workload: What the curves start from. Its one case says who takes part.
         curves: The curves.
-        highest_slope: Of the time over the property, both logarithmic: 1 is linear.
     """
 
     workload: Workload
     curves: list[Curve]
-    highest_slope: float = 1.1
 
 
 @dataclass(frozen=True)
@@ -273,8 +273,11 @@ def load(path: Path, kind: type[Kind]) -> Kind:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "settings")
     try:
-        found = parser.instantiate_classes(parser.parse_object({"settings": data})).settings
-    except (ArgumentError, SettingsError, TypeError) as error:
+        instantiate = getattr(
+            parser, "instantiate", parser.instantiate_classes
+        )  # the newer name since jsonargparse 4.49
+        found = instantiate(parser.parse_object({"settings": data})).settings
+    except (ArgumentError, TypeError, ValueError) as error:
         raise SettingsError(f"{path}: {error}") from error
     assert is_dataclass(found)
     return found  # type: ignore[return-value]

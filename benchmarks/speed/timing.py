@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-import torch._dynamo.config
-
 from benchmarks.speed.contenders import COMPILED, NotHereError, data, make
 from benchmarks.speed.measure import alternate, clocked, paired_ratio, spread, utilisation
 from benchmarks.speed.networks import build_network, firing_rates
@@ -47,6 +44,8 @@ def time_case(workload: Workload, case: Case, density: float, options: Options) 
     """
     device = options.device
     if options.compile_modes:
+        import torch._dynamo.config  # loads the compiler
+
         torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     x, y = data(workload, density, device)
     works: dict[str, Any] = {}
