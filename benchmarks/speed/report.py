@@ -78,13 +78,15 @@ def _targets(results: dict[str, Any]) -> list[str]:
     rows = []
     for where, target in targets(results):
         measured = "" if target["measured"] is None else f"{target['measured']:.2f}"
+        if target.get("measured_cpu") is not None:
+            measured += f" ({target['measured_cpu']:.2f})"
         rows.append(
             f"| {where} | {label(target['contender'])} | {target['what']} | {target['at_most']:.2f} | {measured} "
             f"| {words[target['met']]} |"
         )
     if not rows:
         return ["None in this run."]
-    return ["| where | who | what | at most | measured | met |", "|---|---|---|---|---|---|", *rows]
+    return ["| where | who | what | at most | measured (in CPU time) | met |", "|---|---|---|---|---|---|", *rows]
 
 
 def _case(workload: dict[str, Any], case: dict[str, Any]) -> list[str]:

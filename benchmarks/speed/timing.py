@@ -106,9 +106,11 @@ def _judged(target: dict[str, Any], times: dict[str, list[tuple[float, float]]])
     """The target with what was measured; ``met`` is None where it could not be."""
     one, other = times.get(target["contender"]), times.get(target["against"])
     if not one or not other:
-        return {**target, "measured": None, "met": None}
-    measured = paired_ratio([w for w, _ in one], [w for w, _ in other])["median"]
-    return {**target, "measured": measured, "met": measured <= target["at_most"]}
+        return {**target, "measured": None, "measured_cpu": None, "met": None}
+    wall, cpu = (
+        paired_ratio([value[clock] for value in one], [value[clock] for value in other])["median"] for clock in (0, 1)
+    )
+    return {**target, "measured": wall, "measured_cpu": cpu, "met": wall <= target["at_most"]}
 
 
 def seconds_per_step(workload: Workload, options: Options) -> dict[str, dict[str, Any]]:
