@@ -52,7 +52,8 @@ class SynapseCall:
         site: The synapse.
         x: Its input, detached.
         version: Version of the input's memory, to notice a change in place.
-        weight: The weight that it used (in the graph of its originals, if it is parametrized).
+        weight: The weight that it used (in the graph of its originals, if it is parametrized). None where nothing was
+            to be learned from the call; see :meth:`trained_weight`.
         output_shape: Shape of its output.
         order: Number of the call; calls of one step are sorted by it.
         step: Time step at which it ran; only meaningful for readouts that no neuron consumes.
@@ -64,7 +65,7 @@ class SynapseCall:
     site: SynapseSite
     x: Tensor
     version: int
-    weight: Tensor
+    weight: Tensor | None
     order: int
     output_shape: torch.Size | None = None
     step: int = 0
@@ -77,6 +78,12 @@ class SynapseCall:
         if self.site.probes > 0:
             self.expected = gradient if self.expected is None else self.expected + gradient
 
+    def trained_weight(self) -> Tensor:
+        """The weight, within the graph of its originals."""
+        if self.weight is None:
+            self.weight = self.site.current_weight()
+        return self.weight
+
     @property
     def consumed(self) -> bool:
         """Whether a neuron was fed by it."""
@@ -87,7 +94,7 @@ class Tag(Function):
     """Identity on a synapse's output; gives the weight its ordinary gradient unless a neuron consumed the call."""
 
     @staticmethod
-    def forward(ctx: Any, call: SynapseCall, output: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, call: SynapseCall, output: Tensor, weight: Tensor | None) -> Tensor:
         """Returns the output itself, under a new tensor, so that in-place operations on it stay allowed."""
         ctx.stllr_call = call
         ctx.set_materialize_grads(False)
@@ -220,7 +227,9 @@ class StepRecord:
     def _complete(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
         """Zeros for weights that a neuron holds itself, since Norse puts hooks on them that cannot take None."""
         return [
-            torch.zeros_like(synaptic.call.weight) if gradient is None and synaptic.call.site.owned else gradient
+            torch.zeros_like(synaptic.call.trained_weight())
+            if gradient is None and synaptic.call.site.owned
+            else gradient
             for gradient, synaptic in zip(gradients, self.inputs, strict=True)
         ]
 

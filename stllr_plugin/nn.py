@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import parametrize
 
 
@@ -31,13 +34,14 @@ class WeightStandardization(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Returns the standardised weight, of the same shape."""
-        dims = tuple(range(1, weight.dim()))
-        fan_in = weight[0].numel()
-        var, mean = torch.var_mean(weight, dim=dims, keepdim=True)
-        scale = torch.rsqrt(var * fan_in + self.eps)
+        # (w - mean) / sqrt(var * n + eps) is a constant times a layer norm over the n weights of each unit, with the
+        # biased variance in place of the unbiased one. That is several times as fast as torch.var_mean.
+        n = weight[0].numel()
+        normed = functional.layer_norm(weight.flatten(1), (n,), eps=self.eps * (n - 1) / n**2)
+        scale: float | Tensor = math.sqrt(n - 1) / n
         if self.gain is not None:
-            scale = scale * self.gain
-        return (weight - mean) * scale
+            scale = self.gain.flatten(1) * scale
+        return (normed * scale).view_as(weight)
 
 
 def weight_standardize(module: nn.Module, *, gain: bool = True, eps: float = 1e-4) -> nn.Module:

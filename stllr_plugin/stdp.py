@@ -74,7 +74,7 @@ class Plasticity:
                 if gradient is None:
                     continue
                 if factor is not None:
-                    gradient = gradient * factor(record.inputs[index].call.weight.detach())
+                    gradient = gradient * factor(record.inputs[index].call.trained_weight().detach())
                 before = totals[index]
                 totals[index] = gradient if before is None else before + gradient
         return totals
@@ -134,7 +134,7 @@ class Reinforcement(LearningSignal):
         for synaptic, eligibility in zip(record.inputs, found, strict=True):
             if eligibility is None:
                 continue
-            key, weight = id(synaptic.call.site), synaptic.call.weight
+            key, weight = id(synaptic.call.site), synaptic.call.trained_weight()
             kept = self._weights.get(key)
             if kept is None:
                 self._weights[key] = _Weight(weight, eligibility)
@@ -199,7 +199,7 @@ class Reinforcement(LearningSignal):
             return []
         found = self.plasticity.eligibilities(record, masked)
         pairs = zip(record.inputs, found, strict=True)
-        return [(synaptic.call.weight, gradient) for synaptic, gradient in pairs if gradient is not None]
+        return [(synaptic.call.trained_weight(), gradient) for synaptic, gradient in pairs if gradient is not None]
 
 
 def _checked(reward: float | Tensor, per_sample: bool) -> float | Tensor:

@@ -176,7 +176,7 @@ class NeuronSite:
                     zeros = torch.zeros_like(like).detach()
                     weight = getattr(self.module, site.weight_name)
                     call = SynapseCall(site, zeros, zeros._version, weight, self.learner.next_order())
-                if call.weight.requires_grad:
+                if call.trained_weight().requires_grad:
                     state = Tag.apply(call, state, call.weight)
             return state
 
@@ -396,7 +396,7 @@ class NeuronSite:
 
     def _graft(self, record: StepRecord, step: NeuronStep, output: Any) -> Any:
         """Replaces spikes and states in the output (and in the module's buffers) by their grafted versions."""
-        weights = [synaptic.call.weight for synaptic in record.inputs]
+        weights = [synaptic.call.trained_weight() for synaptic in record.inputs]
         new: dict[int, Tensor] = {}
         spikes = step.spikes
         if spikes is not None:

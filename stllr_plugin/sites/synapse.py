@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from stllr_plugin.errors import StateError
 from stllr_plugin.graft import GatedInput, InputGate, SynapseCall, Tag, records_behind
@@ -85,7 +88,11 @@ class SynapseSite:
         clock = self.learner.supervision.clock
         return clock + 1 if self._first_clock == -1 else clock
 
-    def tag(self, x: Tensor, output: Tensor, weight: Tensor) -> Tensor:
+    def current_weight(self) -> Tensor:
+        """The weight as it is now, within the graph of its originals."""
+        raise NotImplementedError
+
+    def tag(self, x: Tensor, output: Tensor, weight: Tensor | None) -> Tensor:
         """Marks the output of one call; the output of a readout at a step that is not supervised leaves the graph."""
         learner = self.learner
         first = self._first_clock is None
@@ -115,7 +122,7 @@ class SynapseSite:
                 f"The input of synapse {self.name!r} was changed in place between its forward and the backward pass. "
                 "Use the out-of-place operation (y = y * mask, not y *= mask), or pass x.clone() to the layer."
             )
-        weight = call.weight.detach()
+        weight = call.trained_weight().detach()
         dtype = weight.dtype if weight.dtype in (torch.float32, torch.float64) else torch.float32
         return self._weight_gradient(x.to(dtype), g.to(dtype), weight.to(dtype)).to(weight.dtype)
 
@@ -133,8 +140,29 @@ class OwnWeightSite(SynapseSite):
         super().__init__(learner, f"{neuron}.{weight_name}", rule)
         self.weight_name = weight_name
 
+    def current_weight(self) -> Tensor:
+        """See the base class; a neuron's own weight is always known."""
+        raise AssertionError("the call of a neuron's own weight comes with it")
+
     def _weight_gradient(self, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
         return linear_weight_gradient(x, g)
+
+
+@dataclass(slots=True)
+class _OpenCall:
+    """What the hook before a synapse's forward leaves for the one after it.
+
+    Attributes:
+        weight: The weight within the graph of its originals; None where it is not needed.
+        parameters: Those that were taken out of the graph.
+        placed: What stands in for a weight that is no parameter.
+        cache: Keeps torch from computing a parametrized weight once more in the call.
+    """
+
+    weight: Tensor | None
+    parameters: list[nn.Parameter]
+    placed: Tensor | None = None
+    cache: AbstractContextManager[Any] | None = None
 
 
 class ModuleSite(SynapseSite):
@@ -144,8 +172,7 @@ class ModuleSite(SynapseSite):
         self, learner: STLLRLearner, name: str, module: nn.Module, synapse: Synapse, rule: STLLRRule | None
     ) -> None:
         """See the class."""
-        # Per open call: the weight, its parameters, and what stands in for a weight that is no parameter.
-        self._open: list[tuple[Tensor, list[nn.Parameter], Tensor | None] | None] = []
+        self._open: list[_OpenCall | None] = []
         super().__init__(learner, name, rule)
         self.module = module
         self.synapse = synapse
@@ -170,18 +197,25 @@ class ModuleSite(SynapseSite):
         """Gives back the weight of a call that was cut off where torch runs no more hooks (Ctrl-C)."""
         for stale in self._open:
             if stale is not None:
-                self._give_back(*stale)
+                self._give_back(stale)
         self._open.clear()
 
-    def _give_back(self, weight: Tensor, parameters: list[nn.Parameter], placed: Tensor | None) -> bool:
+    def _give_back(self, opened: _OpenCall) -> bool:
         """Puts the weight back into the graph; returns whether the call used what stood in for it."""
-        for parameter in parameters:
+        for parameter in opened.parameters:
             parameter.requires_grad_(True)
+        if opened.cache is not None:
+            opened.cache.__exit__(None, None, None)
         name = self.synapse.weight_name
         used = self.module.__dict__.get(name)
         if used is not None:
-            self.module.__dict__[name] = weight
-        return used is placed
+            self.module.__dict__[name] = opened.weight
+        return used is opened.placed
+
+    def current_weight(self) -> Tensor:
+        """See the base class."""
+        weight: Tensor = getattr(self.module, self.synapse.weight_name)
+        return weight
 
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Takes the weight out of the graph for the call that follows; returns other arguments if need be."""
@@ -191,15 +225,22 @@ class ModuleSite(SynapseSite):
             self._open.append(None)
             return None
         refuse_recomputation(self.name)
-        # A parametrized weight is computed here within the graph of its originals, which the gradient then flows on to.
         name = self.synapse.weight_name
-        weight = getattr(self.module, name)
+        opened = _OpenCall(None, parameters)
+        if not parametrize.is_parametrized(self.module, name):
+            weight = opened.weight = getattr(self.module, name)
+            if name in self.module.__dict__:  # a hook that ran before has computed it: torch's pruning, old-style norms
+                opened.placed = self.module.__dict__[name] = weight.detach()
+        elif self.learner.supervision.needs_graph(max(self.step(), 0)):
+            # Computed here within the graph of its originals, which the gradient then flows on to. The call uses it,
+            # detached, so that it is computed once. A step without a loss needs no graph and computes it by itself.
+            opened.cache = parametrize.cached()
+            opened.cache.__enter__()
+            opened.weight = getattr(self.module, name)
+            parametrize._cache[id(self.module), name] = opened.weight.detach()
         for parameter in parameters:
             parameter.requires_grad_(False)
-        placed = None
-        if name in self.module.__dict__:  # a hook that ran before has computed it: torch's pruning, old-style norms
-            placed = self.module.__dict__[name] = weight.detach()
-        self._open.append((weight, parameters, placed))
+        self._open.append(opened)
         return self._without_past(args, kwargs)
 
     def _without_past(
@@ -236,7 +277,7 @@ class ModuleSite(SynapseSite):
         opened = self._open.pop() if self._open else None
         if opened is None:
             return None
-        untouched = self._give_back(*opened)
+        untouched = self._give_back(opened)
         if not isinstance(output, Tensor):
             return None
         if not untouched:
@@ -244,8 +285,7 @@ class ModuleSite(SynapseSite):
                 f"The weight of synapse {self.name!r} was computed anew after the learner had taken it out of the "
                 "graph: pruning or an old-style norm was applied after attaching. Apply it first, then attach."
             )
-        weight = opened[0]
-        return self.tag(args[0] if args else kwargs[self.synapse.input_name], output, weight)
+        return self.tag(args[0] if args else kwargs[self.synapse.input_name], output, opened.weight)
 
 
 class _BeforeSynapse(Hook):

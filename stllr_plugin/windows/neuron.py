@@ -52,7 +52,7 @@ class WindowInput:
     def gradient(self, causal: Tensor | None, noncausal: Tensor | None) -> Tensor | None:
         """The weight's gradient from the two terms' factors [K, B, ...], both at the synapse's output."""
         if causal is None and noncausal is None:  # Norse's hooks on weights that a cell holds itself cannot take None
-            return torch.zeros_like(self.call.weight) if self.call.site.owned else None
+            return torch.zeros_like(self.call.trained_weight()) if self.call.site.owned else None
         site, decay = self.call.site, float(self.rule.lambda_pre)
         weight = None
         total = noncausal
@@ -241,7 +241,7 @@ def run_neuron(
     traces.remember(site.adapter.returned_membrane(site.module, scan.output) if keeps else None)
     if not window.supervised:
         return scan.output
-    weights = [synaptic.call.weight for synaptic in inputs]
+    weights = [synaptic.call.trained_weight() for synaptic in inputs]
     edge = get_gradient_edge(current) if current.requires_grad else None
     record = WindowRecord(
         site.name, site.learner, traces.steps - 1, scan, edge, inputs, posts, psi_carries, list(boundaries)
