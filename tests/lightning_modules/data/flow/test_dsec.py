@@ -87,7 +87,10 @@ def test_a_gap_in_the_maps_begins_another_recording(made, tmp_path):
     gap = replace(made, intervals=np.delete(made.intervals, 2, axis=0), flow=np.delete(made.flow, 2, axis=0))
     write_drive(tmp_path / "gap", "thun_00_a", gap)
     first, second = recordings(tmp_path / "gap")
-    assert [(one.name, one.num_windows) for one in (first, second)] == [("thun_00_a part 0", 2), ("thun_00_a part 1", 2)]
+    assert [(one.name, one.num_windows) for one in (first, second)] == [
+        ("thun_00_a part 0", 2),
+        ("thun_00_a part 1", 2),
+    ]
     write_drive(tmp_path / "whole", "thun_00_a", made)
     (whole,) = recordings(tmp_path / "whole")
     for recording, index, place in ((first, 1, 1), (second, 0, 3)):
