@@ -5,6 +5,12 @@ import pytest
 from lightning_modules.data import load_digit_events, write_nmnist_subset
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path_factory, monkeypatch):
+    """A folder of its own as the current one: a trainer without ``default_root_dir`` leaves checkpoints there."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
+
+
 @pytest.fixture(scope="session")
 def event_cache(tmp_path_factory):
     return tmp_path_factory.mktemp("stllr-cache")
