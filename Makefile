@@ -42,6 +42,7 @@ slow: $(STAMP) ## only the tests marked slow (minutes)
 
 bench: $(STAMP) ## run every benchmark with its default settings
 	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	$(BIN)/python -m benchmarks.speed --output runs/speed
 
 clean: ## remove .venv, caches and everything that runs have written
 	rm -rf $(VENV) build dist demo runs lightning_logs .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage
