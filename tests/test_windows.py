@@ -472,7 +472,11 @@ def test_updates_within_a_sequence(name: str) -> None:
         ({"inputs": torch.zeros(5)}, SequenceInputError, r"\[time, batch"),
         ({"inputs": []}, SequenceInputError, "at least one time step"),
         ({"inputs": [1, 2]}, SequenceInputError, "list"),
+        ({"inputs": [torch.zeros(4, 6), torch.zeros(3, 6)]}, SequenceInputError, "one shape at all time steps"),
         ({"targets": [1, 2]}, SequenceInputError, "2 targets for 13"),
+        ({"lengths": torch.tensor([13, 4])}, StateError, "a batch of 4"),
+        ({"lengths": torch.tensor([13, 4, 0, 5])}, StateError, "lengths must be"),
+        ({"lengths": torch.tensor([13, 4, 99, 5])}, StateError, "longest of the given lengths is 99"),
     ],
 )
 def test_bad_arguments(change: dict[str, Any], error: type[Exception], says: str) -> None:

@@ -108,6 +108,11 @@ class _Task:
         if self.last is not None and (isinstance(self.last, bool) or not isinstance(self.last, int) or self.last < 1):
             raise StateError(f"supervise_last={self.last!r}: expected a positive number of time steps, or None.")
         self.lengths = None if lengths is None else torch.as_tensor(lengths)
+        if self.lengths is not None and self.lengths.shape != (self.batch,):
+            raise StateError(
+                f"run() got lengths of shape {tuple(self.lengths.shape)} for a batch of {self.batch}; pass one integer "
+                "per sample."
+            )
         self.backward = torch.Tensor.backward if backward is None else backward
         self.keep_outputs = keep_outputs
         self.model = Model(learner, net)
@@ -279,6 +284,9 @@ def _checked_inputs(inputs: Tensor | Sequence[Tensor]) -> Tensor | Sequence[Tens
     if (tensor and inputs.dim() < 2) or len(inputs) == 0 or inputs[0].dim() == 0:  # type: ignore[union-attr]
         found = tuple(inputs.shape) if isinstance(inputs, Tensor) else "an empty list or scalars"
         raise SequenceInputError(f"run() takes inputs [time, batch, ...] of at least one time step; found {found}.")
+    shapes = {tuple(x.shape) for x in inputs} if not tensor else set()
+    if len(shapes) > 1:
+        raise SequenceInputError(f"run() takes inputs of one shape at all time steps; found {sorted(shapes)}.")
     return inputs
 
 
