@@ -73,16 +73,16 @@ def photometric(flows, before, after, smoothness, alpha=0.45, eps=1e-3, reductio
     return total
 
 
-def mean_times(flow, events, time, eps=1e-9):
+def mean_times(flow, events, time, eps=1e-9, per_event=False, shift=(0.0, 0.0)):
     _, height, width = flow.shape
-    reached, total = set(), 0.0
+    reached, total, arrived = set(), 0.0, 0.0
     for polarity in (-1, 1):
         weights, times = {}, {}
         for t, x, y, p in events:
             if p != polarity:
                 continue
             u, v = flow[:, round(y), round(x)]
-            there = (x + (time - t) * u, y + (time - t) * v)
+            there = (x + (time - t) * u + shift[0], y + (time - t) * v + shift[1])
             for column in range(width):
                 for row in range(height):
                     weight = max(0, 1 - abs(column - there[0])) * max(0, 1 - abs(row - there[1]))
@@ -91,8 +91,12 @@ def mean_times(flow, events, time, eps=1e-9):
                         weights[key] = weights.get(key, 0) + weight
                         times[key] = times.get(key, 0) + weight * (t if time == 1 else 1 - t)
         reached |= set(weights)
-        total += sum((times[key] / (weights[key] + eps)) ** 2 for key in weights)
-    return total / len(reached) if reached else 0.0
+        arrived += sum(weights.values())
+        if per_event:
+            total += sum(weights[key] * (times[key] / weights[key]) ** 2 for key in weights)
+        else:
+            total += sum((times[key] / (weights[key] + eps)) ** 2 for key in weights)
+    return total / (arrived if per_event else len(reached)) if reached else 0.0
 
 
 def charbonnier(flow, mask=None, eps=1e-3):
@@ -108,11 +112,13 @@ def charbonnier(flow, mask=None, eps=1e-3):
     return total / 4
 
 
-def contrast(flows, events, size, smoothness, mask=None):
+def contrast(flows, events, size, smoothness, mask=None, per_event=False, shifts=((0.0, 0.0),)):
     total = 0.0
     for flow in flows:
         flow = enlarge(flow, *size)
-        total += mean_times(flow, events, 1) + mean_times(flow, events, 0)
+        for shift in shifts:
+            for time in (1, 0):
+                total += mean_times(flow, events, time, per_event=per_event, shift=shift) / len(shifts)
         total += smoothness * charbonnier(flow / max(size), mask)
     return total / len(flows)
 

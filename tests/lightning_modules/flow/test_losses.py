@@ -19,6 +19,8 @@ LOSSES = {
     "photometric sum": PhotometricLoss(10, reduction="sum"),
     "contrast": ContrastMaximisationLoss(),
     "contrast at events": ContrastMaximisationLoss(0.1, smooth_events_only=True),
+    "contrast per event": ContrastMaximisationLoss(weighting="events"),
+    "contrast half pixels": ContrastMaximisationLoss(weighting="events", shift_grid=True).eval(),
     "supervised": EndpointErrorLoss(),
     "supervised both": EndpointErrorLoss("both"),
 }
@@ -38,6 +40,9 @@ def expected(name, flows, window, b):
         options = {"smoothness": 10, "reduction": "sum"} if name.endswith("sum") else {"smoothness": 0.02}
         return reference.photometric(flows, before, after, **options)
     if name.startswith("contrast"):
+        if name.endswith(("per event", "half pixels")):
+            shifts = [(0, 0), (0.5, 0), (0, 0.5), (0.5, 0.5)] if name.endswith("pixels") else [(0, 0)]
+            return reference.contrast(flows, events, size, 1e-3, per_event=True, shifts=shifts)
         only = name.endswith("events")
         return reference.contrast(flows, events, size, 0.1 if only else 1e-3, has_event if only else None)
     counted = window.valid[b].numpy()
@@ -86,12 +91,12 @@ def test_a_moving_pattern_has_its_minimum_at_the_true_flow(name, true):
 REAL_FILE = Path(__file__).parents[3].parent / "shared" / "data" / "rot_disk_flow.npz"
 
 
-@pytest.mark.skipif(not REAL_FILE.exists(), reason="no real recordings beside the project (../shared/data)")
-def test_a_real_recording_has_its_minimum_at_the_flow_of_its_gyroscope():
+def rolling_camera(duration):
+    """The first microseconds of a real recording, and the flow that the camera's gyroscope says it had."""
     with np.load(REAL_FILE) as file:
         t, x, y, p = (file[f"IMU_rotDisk_{name}"] for name in "txyp")
         code, gyro_t, raw = (file[f"IMU_rotDisk_imu_{name}"] for name in ("code", "t", "raw"))
-    start, duration = int(t[0]), 200_000
+    start = int(t[0])
     here = (t >= start) & (t < start + duration)
     turning = (code == 6) & (gyro_t >= start) & (gyro_t < start + duration)
     angle = math.radians((raw[turning].mean() - 15) * 1000 / 32768) * duration / 1e6
@@ -99,9 +104,50 @@ def test_a_real_recording_has_its_minimum_at_the_flow_of_its_gyroscope():
     true = torch.from_numpy(np.stack((-angle * (rows - 92), angle * (columns - 104.5))).astype(np.float32)).unsqueeze(0)
     events = np.stack(((t[here] - start) / duration, x[here], y[here], 2.0 * p[here] - 1), axis=1).astype(np.float32)
     window = FlowWindow(torch.zeros(1, 1, 2, 180, 240), torch.tensor([True]), torch.from_numpy(events).unsqueeze(0))
+    return window, true
+
+
+real = pytest.mark.skipif(not REAL_FILE.exists(), reason="no real recordings beside the project (../shared/data)")
+
+
+@real
+def test_a_real_recording_has_its_minimum_at_the_flow_of_its_gyroscope():
+    window, true = rolling_camera(200_000)
     scales = (-1, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2)
     values = [float(ContrastMaximisationLoss(0)([scale * true], window)) for scale in scales]
     assert scales[values.index(min(values))] == 1
+
+
+@real
+@pytest.mark.parametrize("duration", [75_000, 200_000])
+def test_per_event_on_a_shifted_grid_there_is_no_other_minimum_and_no_step_at_zero(duration):
+    window, true = rolling_camera(duration)
+    loss = ContrastMaximisationLoss(0, weighting="events", shift_grid=True).eval()
+    values = [float(loss([scale * true], window)) for scale in (-1, -0.5, -0.25, -0.1, 0, 0.1, 0.25, 0.5, 0.75, 1)]
+    assert values == sorted(values, reverse=True)
+    assert float(loss([1.5 * true], window)) > values[-1]
+
+
+def test_the_grid_begins_anywhere_in_training_and_follows_the_seed():
+    window, (flow,) = random_window(), random_flows(((8, 12),))
+    loss = ContrastMaximisationLoss(0, weighting="events", shift_grid=True)
+    torch.manual_seed(3)
+    values = torch.stack([loss([flow], window) for _ in range(4)]).detach()
+    assert len(values.unique()) == values.numel()
+    torch.manual_seed(3)
+    expected = []
+    for _ in range(4):
+        shifts = torch.rand(2, 2, 1, 2, dtype=flow.dtype)[:, :, 0].tolist()  # directions, samples
+        for b in range(2):
+            events = window.events[b][window.event_mask[b]].tolist()
+            one = flow[b].detach().numpy()
+            expected.append(
+                sum(
+                    reference.mean_times(one, events, time, per_event=True, shift=shifts[1 - time][b])
+                    for time in (1, 0)
+                )
+            )
+    torch.testing.assert_close(values.flatten(), torch.tensor(expected, dtype=flow.dtype))
 
 
 def odd_window(kind):
@@ -194,6 +240,7 @@ def test_wrong_shapes_and_settings_are_refused():
         lambda: PhotometricLoss(-1),
         lambda: PhotometricLoss(reduction="none"),
         lambda: ContrastMaximisationLoss(eps=0),
+        lambda: ContrastMaximisationLoss(weighting="event"),
         lambda: EndpointErrorLoss("all"),
     ):
         with pytest.raises(ValueError, match="Loss"):
