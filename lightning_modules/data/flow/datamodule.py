@@ -35,8 +35,6 @@ class FlowDataModule(PartLoaders):
         crop: Height and width of the part of the picture, at a random place, that a training section shows.
         flip_x: Left and right of a training section are exchanged with this probability.
         flip_y: Top and bottom are exchanged with this probability.
-        stagger: Each training lane begins somewhere in its first section, so that the windows of a batch are at
-            different distances from the last reset.
         num_workers: Processes that load batches; they change nothing in what is loaded.
         seed: Seed of the order of the training sections and of the augmentation. Default: that of Lightning's
             ``seed_everything``, or 0 where it was not called.
@@ -52,7 +50,6 @@ class FlowDataModule(PartLoaders):
         crop: tuple[int, int] | None = None,
         flip_x: float = 0.0,
         flip_y: float = 0.0,
-        stagger: bool = False,
         num_workers: int = 0,
         seed: int | None = None,
     ) -> None:
@@ -70,7 +67,6 @@ class FlowDataModule(PartLoaders):
         self.events = events
         self.section = section
         self.augmentation = FlowAugmentation(crop, flip_x, flip_y)
-        self.stagger = stagger
         self.num_workers = num_workers
         self.pin_memory = False  # a DataLoader pins tensors, not the ones in a FlowBatch
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
@@ -104,7 +100,6 @@ class FlowDataModule(PartLoaders):
                 events=self.events,
                 section=self.section if training else None,
                 augmentation=self.augmentation if training else None,
-                stagger=self.stagger and training,
                 seed=self.seed,
             )
         names = self.state_dict()

@@ -26,7 +26,7 @@ from lightning_modules.flow.batch import FlowBatch
 
 from .windows import FlowRecording, WindowData, count_window
 
-_ORDER_STREAM, _SAMPLE_STREAM, _STAGGER_STREAM = range(3)
+_ORDER_STREAM, _SAMPLE_STREAM = 0, 1
 
 
 class Section(NamedTuple):
@@ -44,8 +44,6 @@ class LaneWindows(NamedTuple):
     """Which section, -1 for none."""
     first: int
     """First window, counted from the section's beginning."""
-    new: bool
-    """Whether the lane goes on from nothing: the section begins here, or the epoch does."""
 
 
 class BatchKey(NamedTuple):
@@ -102,9 +100,6 @@ class LaneDataset(Dataset[FlowBatch]):
         section: Cut recordings into sections of at most so many windows; each counts as a recording of its own, after
             whose end states are reset. None: recordings are played from begin to end.
         augmentation: Changes what is read.
-        stagger: In shuffled epochs each lane begins somewhere in its first section, and plays what it left out at the
-            end. Without it all lanes whose sections are equally long begin their sections at the same time, and all
-            windows of a batch are equally far from the last reset.
         seed: Seed of the orders of the epochs and of the augmentation.
     """
 
@@ -117,7 +112,6 @@ class LaneDataset(Dataset[FlowBatch]):
         events: bool = False,
         section: int | None = None,
         augmentation: FlowAugmentation | None = None,
-        stagger: bool = False,
         seed: int = 0,
     ) -> None:
         for name, value in (("lanes", lanes), ("windows_per_batch", windows_per_batch), ("bins", bins)):
@@ -132,7 +126,6 @@ class LaneDataset(Dataset[FlowBatch]):
         self.bins = bins
         self.events = events
         self.augmentation = augmentation or FlowAugmentation()
-        self.stagger = stagger
         self.seed = seed
         self.size = self._common_size()
 
@@ -151,7 +144,7 @@ class LaneDataset(Dataset[FlowBatch]):
             section = self.sections[lane.section]
             recording = self.recordings[section.recording]
             view = self._view(key.epoch, lane.section, recording.size)
-            batch.begin(row, recording.name, lane.new)
+            batch.begin(row, recording.name, new=lane.first == 0)
             for place in range(min(self.windows_per_batch, section.length - lane.first)):
                 data = recording.read(section.first + lane.first + place)
                 batch.put(row, place, view.of(data))
@@ -182,19 +175,13 @@ class LaneDataset(Dataset[FlowBatch]):
             loads[lane] += batches[section]
         if shuffle:
             lanes = self._shuffled(lanes, batches, epoch)
-        shown = [[(section, k) for section in lane for k in range(batches[section])] for lane in lanes]
-        if shuffle and self.stagger:
-            random = np.random.default_rng([self.seed, _STAGGER_STREAM, epoch])
-            begins = [int(random.integers(batches[lane[0]])) if lane else 0 for lane in lanes]
-            shown = [lane[begin:] + lane[:begin] for lane, begin in zip(shown, begins, strict=True)]
-        mine = shown[rank::world_size]  # no process gets empty lanes only, if there are as many sections
-        played = [
-            [LaneWindows(section, k * self.windows_per_batch, new=not (k and place)) for place, (section, k) in lane]
-            for lane in map(list, map(enumerate, mine))
+        shown = [
+            [LaneWindows(section, k * self.windows_per_batch) for section in lane for k in range(batches[section])]
+            for lane in lanes[rank::world_size]  # no process gets empty lanes only, if there are as many sections
         ]
-        nothing = LaneWindows(-1, 0, new=False)
+        nothing = LaneWindows(-1, 0)
         return [
-            BatchKey(epoch, tuple(lane[step] if step < len(lane) else nothing for lane in played))
+            BatchKey(epoch, tuple(lane[step] if step < len(lane) else nothing for lane in shown))
             for step in range(int(loads.max()))
         ]
 

@@ -45,11 +45,10 @@ def assert_same(one, other):
     section=st.none() | st.integers(1, 5),
     world_size=st.integers(1, 3),
     epoch=st.integers(0, 3),
-    order=st.sampled_from(["fixed", "shuffled", "staggered"]),
+    shuffle=st.booleans(),
 )
-def test_every_window_once_and_in_order(lengths, lanes, windows_per_batch, section, world_size, epoch, order):
-    data = dataset(lengths, lanes, windows_per_batch, section=section, stagger=order == "staggered")
-    shuffle = order != "fixed"
+def test_every_window_once_and_in_order(lengths, lanes, windows_per_batch, section, world_size, epoch, shuffle):
+    data = dataset(lengths, lanes, windows_per_batch, section=section)
     plans = [data.plan(epoch, shuffle, world_size, rank) for rank in range(world_size)]
     assert len({(len(plan), len(plan[0].lanes)) for plan in plans}) == 1  # processes wait for each other
     assert len(plans[0]) == len(data.plan(epoch + 1, shuffle, world_size))  # Lightning asks once
@@ -60,11 +59,8 @@ def test_every_window_once_and_in_order(lengths, lanes, windows_per_batch, secti
             for before, now in zip((None, *lane[:-1]), lane, strict=True):
                 if now.section < 0:
                     continue
-                follows = not now.new
-                if follows:
-                    assert before.section == now.section and now.first == before.first + windows_per_batch
-                else:
-                    assert now.first == 0 or (order == "staggered" and before is None)
+                follows = before is not None and before.section == now.section
+                assert now.first == (before.first + windows_per_batch if follows else 0)
                 whole = data.sections[now.section]
                 high = min(now.first + windows_per_batch, whole.length)
                 played += [(whole.recording, whole.first + i) for i in range(now.first, high)]
@@ -151,17 +147,6 @@ def test_orders_follow_from_seed_and_epoch():
     assert orders(0)[0] != orders(0)[1] and orders(0)[0] != orders(1)[0]
     data = dataset((4,) * 8)
     assert data.plan(0, shuffle=False)[0].lanes == data.plan(5, shuffle=False)[0].lanes
-
-
-def test_staggered_lanes_are_at_different_places_of_their_sections():
-    aligned, staggered = (dataset((8,) * 12, lanes=6, stagger=stagger) for stagger in (False, True))
-    for epoch in range(3):
-        firsts = [{lane.first for lane in key.lanes} for key in aligned.plan(epoch, shuffle=True)]
-        assert all(len(at) == 1 for at in firsts)
-        keys = staggered.plan(epoch, shuffle=True)
-        assert sum(len({lane.first for lane in key.lanes}) > 1 for key in keys) > len(keys) / 2
-        assert staggered[keys[0]].new_recording.all()  # an epoch begins at rest
-    assert staggered.plan(0, shuffle=False) == aligned.plan(0, shuffle=False)
 
 
 def test_an_iterator_that_nobody_reads_counts_as_no_epoch():
