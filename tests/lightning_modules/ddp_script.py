@@ -15,7 +15,10 @@ from torch.utils.data import DistributedSampler, TensorDataset
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), *[os.pardir] * 2))
 
-from lightning_modules import ResumableLoader, SpikingStepClassifier  # noqa: E402
+from lightning_modules import OpticalFlowEstimator, ResumableLoader, SpikingFireNet, SpikingStepClassifier  # noqa: E402
+from lightning_modules.data.flow import LaneDataset, LaneSampler  # noqa: E402
+from lightning_modules.flow import EndpointErrorLoss  # noqa: E402
+from tests.lightning_modules.flow.recordings import RandomRecording  # noqa: E402
 from tests.lightning_modules.helpers import CLASSES, SGD, make_batch, make_network, make_task  # noqa: E402
 
 
@@ -38,20 +41,9 @@ def step_labels(labels, lengths):
     return steps
 
 
-def run(job, processes=1, nodes=1):
-    """One job: results of this process.
-
-    Args:
-        job: Options of the task; and ``by_step``, ``accumulate``, ``folder`` (for checkpoints, with dropout) and
-            ``checkpoint``.
-    """
-    job = dict(job)
-    accumulate, folder, checkpoint, by_step = (
-        job.pop(name, default)
-        for name, default in (("accumulate", 1), ("folder", None), ("checkpoint", None), ("by_step", False))
-    )
+def classifier_parts(settings, folder, by_step, processes, rank, accumulate):
+    """Classification of sequences or of their steps, in batches of 8: task and loader."""
     network = make_network(readout="leaky", dropout=0.3 if folder else 0.0)
-    settings = {"gradient_clip": 1.0, **job}
     frames, lengths, labels = make_batch(16, steps=5, lengths=[5, 4, 3, 5] * 4)
     if by_step:
         task = SpikingStepClassifier(network, CLASSES, optimizer=SGD, **settings)
@@ -59,9 +51,44 @@ def run(job, processes=1, nodes=1):
     else:
         task = make_task(network, **settings)
     data = TensorDataset(frames, lengths, labels)
-    rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
     sampler = DistributedSampler(data, processes, rank, shuffle=False)
-    loader = ResumableLoader(data, 8 // processes // accumulate, sampler=sampler)
+    return task, ResumableLoader(data, 8 // processes // accumulate, sampler=sampler)
+
+
+def flow_parts(settings, processes, rank):
+    """Optical flow on 4 lanes, of which each process plays its share: task and loader."""
+    lengths = settings.pop("lengths")
+    torch.manual_seed(0)
+    network = SpikingFireNet(channels=4, blocks=1, flow_scale=1.0)
+    task = OpticalFlowEstimator(network, EndpointErrorLoss(), optimizer=SGD, **settings)
+    recordings = [RandomRecording(number, windows) for number, windows in enumerate(lengths)]
+    data = LaneDataset(recordings, lanes=4 // processes, windows_per_batch=2, bins=3)
+    sampler = LaneSampler(data, shuffle=False, world_size=processes, rank=rank)
+    return task, ResumableLoader(data, batch_size=None, sampler=sampler, collate_fn=same)
+
+
+def same(batch):
+    return batch
+
+
+def run(job, processes=1, nodes=1):
+    """One job: results of this process.
+
+    Args:
+        job: Options of the task; and ``by_step``, ``accumulate``, ``folder`` (for checkpoints, with dropout),
+            ``checkpoint``, and ``lengths`` of recordings for optical flow.
+    """
+    job = dict(job)
+    accumulate, folder, checkpoint, by_step = (
+        job.pop(name, default)
+        for name, default in (("accumulate", 1), ("folder", None), ("checkpoint", None), ("by_step", False))
+    )
+    settings = {"gradient_clip": 1.0, **job}
+    rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
+    if "lengths" in job:
+        task, loader = flow_parts(settings, processes, rank)
+    else:
+        task, loader = classifier_parts(settings, folder, by_step, processes, rank, accumulate)
     reductions = CountReductions()
     callbacks = [reductions]
     if folder:

@@ -21,6 +21,12 @@ JOBS = [  # with the number of updates: two epochs of two batches, of three wind
     ({"algorithm": "stllr", "by_step": True, "update_every": 2}, 12),
     ({"algorithm": "stllr", "by_step": True, "learning_signal": "local"}, 4),
 ]
+# Optical flow: 4 lanes of 4 windows, two windows a batch; and lanes that end at different times.
+FLOW = [
+    ({"algorithm": "stllr", "rule": "mvsec", "lengths": [4] * 4, "update_every_window": True}, 8),
+    ({"algorithm": "bptt", "lengths": [4] * 4}, 4),
+    ({"algorithm": "stllr", "rule": "mvsec", "lengths": [5, 4, 3, 1], "update_every_window": True}, None),
+]
 MORE = [
     (AUTOMATIC, 4),
     ({**ONLINE, "algorithm": "tess"}, 4),
@@ -55,6 +61,25 @@ def test_two_processes_equal_one(tmp_path, jobs):
     """All jobs one after the other in the same two processes, whose start takes longest."""
     finish(start(SCRIPT, json.dumps([job for job, _ in jobs]), 2, 1, tmp_path / "result"))
     assert_equal(jobs, results(tmp_path / "result"))
+
+
+def test_lanes_of_optical_flow_over_two_processes(tmp_path):
+    """As in one process where all lanes are present; where lanes end earlier than others, nobody waits."""
+    finish(start(SCRIPT, json.dumps([job for job, _ in FLOW]), 2, 1, tmp_path / "flow"))
+    both = results(tmp_path / "flow")
+    for index, (job, updates) in enumerate(FLOW):
+        one, other = (rank[index] for rank in both)
+        for name, weight in one["weights"].items():
+            torch.testing.assert_close(weight, other["weights"][name], rtol=0, atol=0)
+        assert one["steps"] == other["steps"] == one["reductions"]
+        if updates is None:
+            continue
+        alone, _ = run(job)
+        assert one["steps"] == alone["steps"] == updates
+        for name, weight in alone["weights"].items():
+            torch.testing.assert_close(one["weights"][name], weight, rtol=1e-5, atol=1e-6)
+        for name in ("train_loss", "val_loss", "val_aee", "val_aee_ratio"):
+            assert one["metrics"][name] == pytest.approx(alone["metrics"][name], rel=1e-4), (job, name)
 
 
 @pytest.mark.slow
