@@ -38,7 +38,8 @@ class OpticalFlowEstimator(SpikingTask):
     **Metrics** (``train_``, ``val_``, ``test_``), where the data have what they need: ``aee`` (mean endpoint error in
     pixels per window), ``aee_zero`` (that of a flow that is zero everywhere), ``aee_ratio`` (the first divided by the
     second: below 1 something was learned) and outliers, from true flow; ``fwl`` and ``rsat`` from single events, not
-    in training. See :mod:`lightning_modules.flow.metrics`.
+    in training. See :mod:`lightning_modules.flow.metrics`. Where ``metric_mask`` leaves pixels with true flow out,
+    validation and test give the same over all of them as ``val_dense_aee``, ``val_dense_aee_ratio``, ...
 
     Everything else (algorithms, learning signals, checkpoints, several processes) is described at
     :class:`lightning_modules.base.SpikingTask`, which takes all further arguments.
@@ -107,6 +108,8 @@ class OpticalFlowEstimator(SpikingTask):
             self.add_module(f"{phase}_metrics", flow_metrics(self.metric_mask, events=False, prefix=f"{phase}_"))
             if phase != "train":
                 self.add_module(f"{phase}_sharpness", flow_metrics(truth=False, prefix=f"{phase}_"))
+            if phase != "train" and self.metric_mask != "valid":
+                self.add_module(f"{phase}_dense_metrics", flow_metrics(events=False, prefix=f"{phase}_dense_"))
 
     # Phases of the trainer.
 
@@ -159,6 +162,8 @@ class OpticalFlowEstimator(SpikingTask):
         """The metrics for which a batch has what they need."""
         if batch.flow is not None:
             yield getattr(self, f"{phase}_metrics")
+            if hasattr(self, f"{phase}_dense_metrics"):
+                yield getattr(self, f"{phase}_dense_metrics")
         if batch.events is not None and phase != "train":
             yield getattr(self, f"{phase}_sharpness")
 
@@ -269,7 +274,8 @@ class OpticalFlowEstimator(SpikingTask):
         self._log_ratio("test")
 
     def _log_ratio(self, phase: str) -> None:
-        metrics: MetricCollection = getattr(self, f"{phase}_metrics")
-        if metrics["aee"].update_called:
-            ratio = metrics["aee"].compute() / metrics["aee_zero"].compute()
-            self.log(f"{phase}_aee_ratio", ratio, prog_bar=True)
+        for name in (phase, f"{phase}_dense"):
+            metrics: MetricCollection | None = getattr(self, f"{name}_metrics", None)
+            if metrics is not None and metrics["aee"].update_called:
+                ratio = metrics["aee"].compute() / metrics["aee_zero"].compute()
+                self.log(f"{name}_aee_ratio", ratio, prog_bar=name == phase)

@@ -29,11 +29,11 @@ class ContrastMaximisationLoss(nn.Module):
 
     To it comes the Charbonnier smoothness of the flow in units of the picture's longer side, summed over pixels.
 
-    **The published loss has a trap at zero flow.** Events lie at whole pixels. Any flow that moves them by a fraction of
-    a pixel, in whichever direction, spreads each over four pixels and so reaches more of them, with smaller means: the
-    loss falls without anything having become sharper, and at the lowest flows it falls faster in wrong directions than
-    in the right one. ``weighting="events"`` and ``shift_grid=True`` are free of it: along the true flow they have one
-    minimum, without a step at zero (figures in docs/optical_flow.md).
+    **The published loss has a trap at zero flow.** Events lie at whole pixels. Any flow that moves them by a fraction
+    of a pixel, in whichever direction, spreads each over four pixels and so reaches more of them, with smaller means:
+    the loss falls without anything having become sharper, and near zero it falls faster in wrong directions than in the
+    right one. ``weighting="events"`` with ``shift_grid=True`` is free of it: along the true flow it has one minimum,
+    without a step at zero (figures in docs/optical_flow.md).
 
     ``loss(flows, window)`` gives one value per sample, [B]. A window without events costs its smoothness only.
 

@@ -259,6 +259,19 @@ def test_metrics_stand_beside_those_of_zero_flow():
     assert tested["test_aee"] == pytest.approx(float(error), rel=1e-5)
 
 
+def test_where_a_mask_leaves_pixels_out_the_error_over_all_of_them_stands_beside():
+    batches = make_batches(2)
+    for batch in batches:
+        batch.flow *= 10 * batch.counts.sum((2, 3)).unsqueeze(2)  # no flow where no event is
+    masked, whole = make_task(metric_mask="both"), make_task()
+    (at_events,) = make_trainer().test(masked, loader(batches), verbose=False)
+    (everywhere,) = make_trainer().test(whole, loader(batches), verbose=False)
+    for name in ("aee", "aee_zero", "aee_ratio", "outliers_1px"):
+        assert at_events[f"test_dense_{name}"] == pytest.approx(everywhere[f"test_{name}"], rel=1e-5)
+    assert at_events["test_aee"] != pytest.approx(at_events["test_dense_aee"], rel=1e-3)
+    assert not any("dense" in name for name in everywhere)
+
+
 @pytest.mark.parametrize("every_window", [False, True])
 def test_logged_loss_is_the_mean_over_windows_and_not_over_batches(every_window):
     batches = make_batches(2)
