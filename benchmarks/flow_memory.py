@@ -1,6 +1,6 @@
 """Peak memory of training an optical flow network on W consecutive windows: S-TLLR, and backpropagation through time.
 
-The network of configs/flow_simulated.yaml (recurrent encoder, snnTorch), random events of 5 %, the
+The network of configs/flow_simulated.yaml with 16 channels (recurrent encoder, snnTorch), random events of 5 %, the
 loss at the last of 5 bins of every window, one update per batch of 8 lanes. Each figure is the peak resident set of a
 process of its own, above the level before the batch, which is there already. No data needed:
 
