@@ -112,6 +112,7 @@ real = pytest.mark.skipif(not REAL_FILE.exists(), reason="no real recordings bes
 
 @real
 def test_a_real_recording_has_its_minimum_at_the_flow_of_its_gyroscope():
+    """Among coarse factors: closer to zero lies the published loss's trap, which the next test is about."""
     window, true = rolling_camera(200_000)
     scales = (-1, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2)
     values = [float(ContrastMaximisationLoss(0)([scale * true], window)) for scale in scales]
