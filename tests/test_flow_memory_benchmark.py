@@ -1,4 +1,4 @@
-"""The benchmark of optical flow's memory trains with both algorithms, and S-TLLR keeps no graph from window to window."""
+"""The benchmark of optical flow's memory trains with both algorithms; S-TLLR keeps no graph from window to window."""
 
 import pytest
 import torch
