@@ -24,6 +24,7 @@ from torch.autograd.graph import GradientEdge, Node
 
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.supervision import Supervision
+from stllr_plugin.synapses import Term
 
 if TYPE_CHECKING:
     from stllr_plugin.sites import SynapseSite
@@ -91,10 +92,15 @@ class SynapseCall:
 
 
 class Tag(Function):
-    """Identity on a synapse's output; gives the weight its ordinary gradient unless a neuron consumed the call."""
+    """Identity on a synapse's output; gives the weight its ordinary gradient unless a neuron consumed the call.
+
+    The bias, where it is given, gets its ordinary gradient in any case.
+    """
 
     @staticmethod
-    def forward(ctx: Any, call: SynapseCall, output: Tensor, weight: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, call: SynapseCall, output: Tensor, weight: Tensor | None, bias: Tensor | None = None
+    ) -> Tensor:
         """Returns the output itself, under a new tensor, so that in-place operations on it stay allowed."""
         ctx.stllr_call = call
         ctx.set_materialize_grads(False)
@@ -102,24 +108,26 @@ class Tag(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[None, Tensor | None, Tensor | None, Tensor | None]:
         """See the class."""
         call: SynapseCall = ctx.stllr_call
         if grad is None:
-            return None, None, None
+            return None, None, None, None
+        nested = getattr(ctx, "stllr_nested", False)
+        wants_bias = len(ctx.needs_input_grad) > 3 and ctx.needs_input_grad[3] and not nested
         if call.consumed:
-            if call.site.probes > 0 and not getattr(ctx, "stllr_nested", False):
+            if call.site.probes > 0 and not nested:
                 call.site.probe(call, grad)
-            return None, grad, None
+            return None, grad, None, call.site.bias_gradient(grad) if wants_bias else None
         learner = call.site.learner
         grad = learner.supervision.mask(grad, call.step)
         if grad is None:
-            return None, None, None
+            return None, None, None, None
         weight_grad = None
         if ctx.needs_input_grad[2]:
             learner.count_capture()
-            weight_grad = call.site.weight_gradient(call, call.x, grad)
-        return None, grad, weight_grad
+            weight_grad = call.site.weight_gradient(call, [(call.x, grad)])
+        return None, grad, weight_grad, call.site.bias_gradient(grad) if wants_bias else None
 
 
 @dataclass(slots=True, eq=False)
@@ -184,7 +192,7 @@ class StepRecord:
 
     def spike_gradients(self, delta: Tensor) -> list[Tensor | None]:
         """``sum_b delta_i e_ij`` for every input's weight, with e_ij of the input's rule."""
-        gradients: list[Tensor | None] = [None] * len(self.inputs)
+        terms: list[list[Term]] = [[] for _ in self.inputs]
         if self.gain is not None:
             delta = delta * self.gain  # dL/dy of the output, which is the spike times the gain
         for rule, post in self.posts.items():
@@ -192,27 +200,38 @@ class StepRecord:
             if not members:
                 continue
             signal = delta.to(post.psi.dtype)
-            causal = signal * post.psi * rule.alpha_pre if rule.alpha_pre else None
-            noncausal = signal * post.trace * rule.noncausal_scale if post.trace is not None else None
+            causal = signal * post.psi if rule.alpha_pre else None
+            if causal is not None and rule.alpha_pre != 1.0:
+                causal *= rule.alpha_pre
+            noncausal = (signal * post.trace).mul_(rule.noncausal_scale) if post.trace is not None else None
             for factor, uses_trace in ((causal, True), (noncausal, False)):
                 if factor is None:
                     continue
                 pulled = self._pull_back([(self.membrane, factor)], members)
                 for index in members:
                     synaptic = self.inputs[index]
-                    source = synaptic.trace if uses_trace else synaptic.call.x
-                    _accumulate(gradients, index, synaptic, pulled[index], source)
-        return self._complete(gradients)
+                    _add_term(terms[index], synaptic.trace if uses_trace else synaptic.call.x, pulled[index])
+        return self._gradients(terms)
 
     def state_gradients(self, deltas: Sequence[Tensor | None]) -> list[Tensor | None]:
         """``sum_b (dL/d state)(d state/d output) tr_x`` for every input's weight: no psi, no second term."""
-        gradients: list[Tensor | None] = [None] * len(self.inputs)
+        terms: list[list[Term]] = [[] for _ in self.inputs]
         outputs = [(edge, delta) for edge, delta in zip(self.states, deltas, strict=True) if delta is not None]
         members = list(range(len(self.inputs)))
         pulled = self._pull_back(outputs, members, sent=True)
         for index, synaptic in enumerate(self.inputs):
-            _accumulate(gradients, index, synaptic, pulled[index], synaptic.trace)
-        return self._complete(gradients)
+            _add_term(terms[index], synaptic.trace, pulled[index])
+        return self._gradients(terms)
+
+    def _gradients(self, terms: list[list[Term]]) -> list[Tensor | None]:
+        gradients: list[Tensor | None] = []
+        for synaptic, products in zip(self.inputs, terms, strict=True):
+            site = synaptic.call.site
+            if products:
+                gradients.append(site.weight_gradient(synaptic.call, products))
+            else:  # zeros for weights that a neuron holds itself, since Norse puts hooks on them that cannot take None
+                gradients.append(torch.zeros_like(synaptic.call.trained_weight()) if site.owned else None)
+        return gradients
 
     def expect(self, delta: Tensor, carried: Tensor | None) -> None:
         """Tells synapses that are being probed what the spikes of this step send back to them."""
@@ -223,15 +242,6 @@ class StepRecord:
         if source[0] is None:
             return
         self._pull_back([source], members, sent=True)
-
-    def _complete(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
-        """Zeros for weights that a neuron holds itself, since Norse puts hooks on them that cannot take None."""
-        return [
-            torch.zeros_like(synaptic.call.trained_weight())
-            if gradient is None and synaptic.call.site.owned
-            else gradient
-            for gradient, synaptic in zip(gradients, self.inputs, strict=True)
-        ]
 
     @contextmanager
     def _nested(self) -> Iterator[None]:
@@ -292,15 +302,9 @@ class StepRecord:
         return pulled
 
 
-def _accumulate(
-    gradients: list[Tensor | None], index: int, synaptic: SynapticInput, pulled: list[Tensor], source: Tensor
-) -> None:
-    if not pulled:
-        return
-    total = pulled[0] if len(pulled) == 1 else torch.stack(pulled).sum(0)
-    gradient = synaptic.call.site.weight_gradient(synaptic.call, source, total)
-    previous = gradients[index]
-    gradients[index] = gradient if previous is None else previous + gradient
+def _add_term(terms: list[Term], source: Tensor, pulled: list[Tensor]) -> None:
+    if pulled:
+        terms.append((source, pulled[0] if len(pulled) == 1 else torch.stack(pulled).sum(0)))
 
 
 class SpikeGraft(Function):

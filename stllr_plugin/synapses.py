@@ -7,13 +7,15 @@ other one, so the eligibility e_ij is never materialised. A new type is one subc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
+
+Term = tuple[Tensor, Tensor]  # an input [B, ...] and an output gradient [B, ...]
 
 _REGISTRY: dict[type[nn.Module], Synapse] = {}
 
@@ -24,10 +26,12 @@ class Synapse:
     Attributes:
         weight_name: Name of the weight attribute.
         input_name: Name of the input argument of ``forward``, for calls by keyword.
+        sums_bias: Whether :meth:`bias_gradient` stands in for the module's own backward pass for ``bias``.
     """
 
     weight_name: ClassVar[str] = "weight"
     input_name: ClassVar[str] = "input"
+    sums_bias: ClassVar[bool] = False
 
     def problem(self, module: nn.Module) -> str | None:
         """What stands against training this module (found, then what to do), or None."""
@@ -61,6 +65,21 @@ class Synapse:
         """Gradient of the weight for input x [B, ...] and output gradient g [B, ...], all of one float dtype."""
         raise NotImplementedError
 
+    def weight_gradients(self, module: nn.Module, terms: Sequence[Term], weight: Tensor) -> Tensor:
+        """Sum of :meth:`weight_gradient` over pairs (x, g), the terms of the rule.
+
+        To be overridden where that can be had for less than one product after the other.
+        """
+        first, *rest = terms
+        total = self.weight_gradient(module, *first, weight)
+        for x, g in rest:
+            total = total + self.weight_gradient(module, x, g, weight)
+        return total
+
+    def bias_gradient(self, module: nn.Module, g: Tensor) -> Tensor:
+        """Gradient of ``bias`` for an output gradient g [B, ...]; for types with :attr:`sums_bias`."""
+        raise NotImplementedError
+
 
 def register_synapse(*types: type[nn.Module]) -> Callable[[type[Synapse]], type[Synapse]]:
     """Class decorator that makes a :class:`Synapse` known for exactly these module types and their subclasses."""
@@ -87,16 +106,46 @@ class LinearSynapse(Synapse):
 
     def weight_gradient(self, module: nn.Module, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
         """See the base class; leading dimensions are summed over."""
-        return linear_weight_gradient(x, g)
+        return linear_weight_gradients([(x, g)])
+
+    def weight_gradients(self, module: nn.Module, terms: Sequence[Term], weight: Tensor) -> Tensor:
+        """See the base class; all products go into one tensor."""
+        return linear_weight_gradients(terms)
 
 
-def linear_weight_gradient(x: Tensor, g: Tensor) -> Tensor:
-    """Gradient of ``weight`` in ``linear(x, weight)``: [out, in] from x [..., in] and g [..., out]."""
-    return g.reshape(-1, g.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
+def linear_weight_gradients(terms: Sequence[Term]) -> Tensor:
+    """Gradient of ``weight`` in ``linear(x, weight)``: [out, in], summed over pairs of x [..., in] and g [..., out]."""
+    total: Tensor | None = None
+    for x, g in terms:
+        rows, columns = g.reshape(-1, g.shape[-1]).t(), x.reshape(-1, x.shape[-1])
+        total = rows @ columns if total is None else total.addmm_(rows, columns)
+    assert total is not None
+    return total
+
+
+class _ConvolutionSynapse(Synapse):
+    """What convolutions and transposed ones share."""
+
+    # On the CPU torch computes the bias's gradient together with the weight's, which is then thrown away here: as much
+    # work as the gradient of the input.
+    sums_bias = True
+
+    def bias_gradient(self, module: nn.Module, g: Tensor) -> Tensor:
+        """See the base class; g is [B, channels, ...] or, unbatched, [channels, ...]."""
+        channels = g.dim() - (module.weight.dim() - 1)  # type: ignore[operator]
+        return g.sum([dim for dim in range(g.dim()) if dim != channels])
+
+    def weight_gradients(self, module: nn.Module, terms: Sequence[Term], weight: Tensor) -> Tensor:
+        """See the base class; the terms are joined to one batch, since each product writes a whole weight anew."""
+        if len(terms) > 1 and all(x.dim() == weight.dim() for x, _ in terms):
+            return self.weight_gradient(
+                module, torch.cat([x for x, _ in terms]), torch.cat([g for _, g in terms]), weight
+            )
+        return super().weight_gradients(module, terms, weight)
 
 
 @register_synapse(nn.Conv1d, nn.Conv2d, nn.Conv3d)
-class ConvSynapse(Synapse):
+class ConvSynapse(_ConvolutionSynapse):
     """Convolutions with any stride, dilation, groups, padding and padding mode."""
 
     def weight_gradient(self, module: nn.Module, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
@@ -116,7 +165,7 @@ class ConvSynapse(Synapse):
 
 
 @register_synapse(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-class ConvTransposeSynapse(Synapse):
+class ConvTransposeSynapse(_ConvolutionSynapse):
     """Transposed convolutions, ``output_size`` given or not."""
 
     def weight_gradient(self, module: nn.Module, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:

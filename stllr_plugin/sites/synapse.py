@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,7 +15,8 @@ from stllr_plugin.errors import StateError
 from stllr_plugin.graft import GatedInput, InputGate, SynapseCall, Tag, records_behind
 from stllr_plugin.hooks import Hook, eager, refuse_recomputation
 from stllr_plugin.rule import STLLRRule
-from stllr_plugin.synapses import Synapse, linear_weight_gradient
+from stllr_plugin.synapses import Synapse, Term, linear_weight_gradients
+from stllr_plugin.traces import full_precision
 
 if TYPE_CHECKING:
     from stllr_plugin.learner import STLLRLearner
@@ -92,7 +94,7 @@ class SynapseSite:
         """The weight as it is now, within the graph of its originals."""
         raise NotImplementedError
 
-    def tag(self, x: Tensor, output: Tensor, weight: Tensor | None) -> Tensor:
+    def tag(self, x: Tensor, output: Tensor, weight: Tensor | None, bias: Tensor | None = None) -> Tensor:
         """Marks the output of one call; the output of a readout at a step that is not supervised leaves the graph."""
         learner = self.learner
         first = self._first_clock is None
@@ -109,10 +111,12 @@ class SynapseSite:
         if first:
             self._first_call = call
         self.last_call = call
-        return Tag.apply(call, output, weight)  # type: ignore[no-any-return]
+        return Tag.apply(call, output, weight, bias)  # type: ignore[no-any-return]
 
-    def weight_gradient(self, call: SynapseCall, x: Tensor, g: Tensor) -> Tensor:
-        """Gradient of the weight for an input (or its trace) and an output gradient, computed in at least float32.
+    def weight_gradient(self, call: SynapseCall, terms: Sequence[Term]) -> Tensor:
+        """Gradient of the weight, summed over pairs of an input (or its trace) and an output gradient.
+
+        Computed in at least float32.
 
         Raises:
             StateError: If the input was changed in place since the call.
@@ -124,9 +128,14 @@ class SynapseSite:
             )
         weight = call.trained_weight().detach()
         dtype = weight.dtype if weight.dtype in (torch.float32, torch.float64) else torch.float32
-        return self._weight_gradient(x.to(dtype), g.to(dtype), weight.to(dtype)).to(weight.dtype)
+        terms = [(x.to(dtype), g.to(dtype)) for x, g in terms]
+        return self._weight_gradient(terms, weight.to(dtype)).to(weight.dtype)
 
-    def _weight_gradient(self, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
+    def _weight_gradient(self, terms: Sequence[Term], weight: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def bias_gradient(self, g: Tensor) -> Tensor:
+        """Gradient of the module's bias for an output gradient, where that is not left to the module."""
         raise NotImplementedError
 
 
@@ -144,8 +153,8 @@ class OwnWeightSite(SynapseSite):
         """See the base class; a neuron's own weight is always known."""
         raise AssertionError("the call of a neuron's own weight comes with it")
 
-    def _weight_gradient(self, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
-        return linear_weight_gradient(x, g)
+    def _weight_gradient(self, terms: Sequence[Term], weight: Tensor) -> Tensor:
+        return linear_weight_gradients(terms)
 
 
 @dataclass(slots=True)
@@ -155,12 +164,14 @@ class _OpenCall:
     Attributes:
         weight: The weight within the graph of its originals; None where it is not needed.
         parameters: Those that were taken out of the graph.
+        bias: The bias, where it was taken out as well.
         placed: What stands in for a weight that is no parameter.
         cache: Keeps torch from computing a parametrized weight once more in the call.
     """
 
     weight: Tensor | None
     parameters: list[nn.Parameter]
+    bias: nn.Parameter | None = None
     placed: Tensor | None = None
     cache: AbstractContextManager[Any] | None = None
 
@@ -185,8 +196,14 @@ class ModuleSite(SynapseSite):
             self.module.register_forward_hook(after, with_kwargs=True, always_call=True, prepend=True),
         ]
 
-    def _weight_gradient(self, x: Tensor, g: Tensor, weight: Tensor) -> Tensor:
-        return self.synapse.weight_gradient(self.module, x, g, weight)
+    def _weight_gradient(self, terms: Sequence[Term], weight: Tensor) -> Tensor:
+        return self.synapse.weight_gradients(self.module, terms, weight)
+
+    def bias_gradient(self, g: Tensor) -> Tensor:
+        """See the base class; summed in at least float32."""
+        bias = self.module._parameters["bias"]
+        assert bias is not None
+        return self.synapse.bias_gradient(self.module, full_precision(g)).to(bias.dtype)
 
     def begin(self) -> None:
         """See the base class."""
@@ -204,6 +221,8 @@ class ModuleSite(SynapseSite):
         """Puts the weight back into the graph; returns whether the call used what stood in for it."""
         for parameter in opened.parameters:
             parameter.requires_grad_(True)
+        if opened.bias is not None:
+            opened.bias.requires_grad_(True)
         if opened.cache is not None:
             opened.cache.__exit__(None, None, None)
         name = self.synapse.weight_name
@@ -240,6 +259,10 @@ class ModuleSite(SynapseSite):
             parametrize._cache[id(self.module), name] = opened.weight.detach()
         for parameter in parameters:
             parameter.requires_grad_(False)
+        bias = self.module._parameters.get("bias") if self.synapse.sums_bias else None
+        if bias is not None and bias.requires_grad:
+            bias.requires_grad_(False)
+            opened.bias = bias
         self._open.append(opened)
         return self._without_past(args, kwargs)
 
@@ -285,7 +308,7 @@ class ModuleSite(SynapseSite):
                 f"The weight of synapse {self.name!r} was computed anew after the learner had taken it out of the "
                 "graph: pruning or an old-style norm was applied after attaching. Apply it first, then attach."
             )
-        return self.tag(args[0] if args else kwargs[self.synapse.input_name], output, opened.weight)
+        return self.tag(args[0] if args else kwargs[self.synapse.input_name], output, opened.weight, opened.bias)
 
 
 class _BeforeSynapse(Hook):

@@ -17,6 +17,7 @@ from stllr_plugin.activations import Psi, Spike, resolve_psi
 from stllr_plugin.graft import SynapseCall, find_calls
 from stllr_plugin.neurons.base import map_tensors
 from stllr_plugin.rule import STLLRRule
+from stllr_plugin.synapses import Term
 from stllr_plugin.traces import EdgeTraces, NeuronTraces, PostTrace, full_precision
 from stllr_plugin.windows.errors import NeedsStepsError
 from stllr_plugin.windows.fold import fold, last_trace, traces_before
@@ -53,17 +54,17 @@ class WindowInput:
         """The weight's gradient from the two terms' factors [K, B, ...], both at the synapse's output."""
         if causal is None and noncausal is None:  # Norse's hooks on weights that a cell holds itself cannot take None
             return torch.zeros_like(self.call.trained_weight()) if self.call.site.owned else None
-        site, decay = self.call.site, float(self.rule.lambda_pre)
-        weight = None
+        decay = float(self.rule.lambda_pre)
+        terms: list[Term] = []
         total = noncausal
         if causal is not None:
             folded = fold(causal, decay)
             total = folded if noncausal is None else folded + noncausal
             if decay != 0.0 and self.before is not None:
-                weight = site.weight_gradient(self.call, self.before, folded[0] * decay)
+                terms.append((self.before, folded[0] * decay))
         assert total is not None
-        product = site.weight_gradient(self.call, self.x.flatten(0, 1), total.flatten(0, 1))
-        return product if weight is None else product.add_(weight)
+        terms.append((self.x.flatten(0, 1), total.flatten(0, 1)))
+        return self.call.site.weight_gradient(self.call, terms)
 
 
 @dataclass(slots=True, eq=False)
