@@ -30,7 +30,7 @@ class Triangle:
 
     def __call__(self, v: Tensor) -> Tensor:
         """Returns psi(v), of the shape of v."""
-        return v.abs().mul(-1.0 / self.width).add(1.0).clamp_min(0.0).mul(self.height)
+        return v.abs().mul_(-1.0 / self.width).add_(1.0).clamp_min_(0.0).mul_(self.height)
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class InverseSquare:
 
     def __call__(self, v: Tensor) -> Tensor:
         """Returns psi(v), of the shape of v."""
-        return v.abs().mul(self.slope).add(1.0).reciprocal().square()
+        return v.abs().mul_(self.slope).add_(1.0).square_().reciprocal_()
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class SigmoidDerivative:
         """Returns psi(v), of the shape of v."""
         scaled = v * self.slope
         # 1 - s cancels for large v; sigmoid(-scaled) is the same without the loss.
-        return torch.sigmoid(scaled).mul(torch.sigmoid(-scaled)).mul(4.0 * self.height)
+        return torch.sigmoid(scaled).mul(torch.sigmoid(-scaled)).mul_(4.0 * self.height)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Rational:
 
     def __call__(self, v: Tensor) -> Tensor:
         """Returns psi(v), of the shape of v."""
-        return v.mul(self.slope).square().add(1.0).reciprocal()
+        return v.mul(self.slope).square_().add_(1.0).reciprocal_()
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Dspike:
         height = b / (2.0 * math.tanh(b / 2.0)) if b > 1e-6 else 1.0
         # 1 / cosh(z)^2 = 4 sigmoid(2z) sigmoid(-2z), which does not overflow.
         scaled = v * (2.0 * b)
-        bump = torch.sigmoid(scaled).mul(torch.sigmoid(-scaled)).mul(4.0 * height)
+        bump = torch.sigmoid(scaled).mul(torch.sigmoid(-scaled)).mul_(4.0 * height)
         return torch.where(v.abs() <= 0.5, bump, torch.zeros_like(bump))
 
 

@@ -5,12 +5,21 @@ Within a window of steps 0 .. K-1, with p[t] what the causal term multiplies the
     sum_t p[t] tr_x[t]^T  =  sum_t G[t] x[t]^T  +  lambda G[0] tr_x[-1]^T,      G[t] = p[t] + lambda G[t+1],
 
 since tr_x[t] = lambda tr_x[t-1] + x[t] is a sum over past inputs: the decay is moved from the inputs to the factors.
+
+Loops go over the steps, since one step's values fit into a processor's cache, and those of a window often do not.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from stllr_plugin.rule import STLLRRule
+
+_LARGE = 2**15  # values in a step, from which on it pays to go step by step
 
 
 def fold(factor: Tensor, decay: float) -> Tensor:
@@ -51,3 +60,86 @@ def traces_before(before: Tensor | None, values: Tensor, decay: float) -> tuple[
     for t in range(1, len(steps)):
         torch.add(sources[t - 1], steps[t - 1], alpha=decay, out=steps[t])
     return seen, torch.add(sources[-1], steps[-1], alpha=decay)
+
+
+@dataclass(slots=True, eq=False)
+class WindowPost:
+    """The postsynaptic side of a rule over a window.
+
+    Attributes:
+        rule: The rule.
+        psi: psi(v), [K, B, ...].
+        before: tr_psi at the end of the window before; None at the beginning of a sequence.
+    """
+
+    rule: STLLRRule
+    psi: Tensor
+    before: Tensor | None
+
+    def causal(self, signal: Tensor) -> Tensor | None:
+        """What the causal term multiplies the presynaptic trace with, for a learning signal [K, B, ...]."""
+        if not self.rule.alpha_pre:
+            return None
+        factor = signal * self.psi
+        return factor if self.rule.alpha_pre == 1.0 else factor.mul_(self.rule.alpha_pre)
+
+    def noncausal(self, signal: Tensor) -> Tensor | None:
+        """What the other term multiplies the input with."""
+        if not self.rule.alpha_post:
+            return None
+        decay = self.rule.lambda_post
+        seen, _ = traces_before(self.before, self.psi, decay)
+        if self.rule.convention == "current":
+            seen = torch.add(self.psi, seen, alpha=decay)
+        return seen.mul_(signal).mul_(self.rule.noncausal_scale)
+
+    def both(self, signal: Tensor, carried: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Both terms at once.
+
+        Args:
+            signal: The learning signal dL/dy, [K, B, ...].
+            carried: Is filled with signal * psi, where that is wanted.
+
+        Returns:
+            What the inputs are multiplied with, [K, B, ...], the causal term being folded; and G[0], [B, ...].
+        """
+        rule = self.rule
+        total = torch.empty_like(self.psi)
+        totals, signals, psis = total.unbind(0), signal.unbind(0), self.psi.unbind(0)
+        if rule.alpha_post:
+            trace = self.before
+            for factor, delta, psi in zip(totals, signals, psis, strict=True):
+                after = (
+                    psi if trace is None else torch.add(psi, trace.to(psi.device, psi.dtype), alpha=rule.lambda_post)
+                )
+                seen = after if rule.convention == "current" else trace
+                if seen is None:
+                    factor.zero_()
+                else:
+                    torch.mul(delta, seen, out=factor)
+                trace = after
+        scratch = torch.empty_like(psis[0])
+        products = [scratch] * len(psis) if carried is None else carried.unbind(0)
+        folded = torch.zeros_like(scratch)
+        for t in reversed(range(len(psis))):
+            product = torch.mul(signals[t], psis[t], out=products[t])
+            if rule.alpha_pre != 1.0:
+                product = torch.mul(product, rule.alpha_pre, out=scratch)
+            torch.add(product, folded, alpha=float(rule.lambda_pre), out=folded)
+            if rule.alpha_post:
+                torch.add(folded, totals[t], alpha=rule.noncausal_scale, out=totals[t])
+            else:
+                totals[t].copy_(folded)
+        return total, folded
+
+
+def by_steps(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """An element-by-element function of values [K, ...], step by step where a step is large."""
+    if values.shape[0] == 1 or values[0].numel() < _LARGE:
+        return function(values)
+    first = function(values[0])
+    result = torch.empty_like(first.unsqueeze(0).expand(len(values), *first.shape))
+    result[0] = first
+    for t in range(1, len(values)):
+        result[t] = function(values[t])
+    return result

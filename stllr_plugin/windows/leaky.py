@@ -33,7 +33,7 @@ class LeakyScan(Scan):
         site: The neuron.
         undone: Where a spike took the membrane down within its own step (reset_delay=False): how d(mem)/du follows from
             the surrogate's derivative; None where the returned membrane is u.
-        bias: Bias of the recurrence, if it is trained.
+        surrogate: That derivative, [K, B, ...], once it was needed.
     """
 
     site: NeuronSite | None = None
@@ -53,22 +53,33 @@ class LeakyScan(Scan):
         return current, [total] * len(self.inner)
 
     def _of_membrane(self, gradient: Tensor) -> Tensor:
-        assert self.v is not None
-        gradient = gradient.view(self.v.shape)
+        assert self.shape is not None
+        gradient = gradient.view(self.shape)
         return gradient if self.undone is None else gradient * self.undone(self.derivative())
 
     def derivative(self) -> Tensor:
         """Derivative of the neuron's own surrogate, [K, B, ...]."""
-        assert self.site is not None and self.v is not None
         if self.surrogate is None:
+            assert self.site is not None and self.v is not None
             self.surrogate = self.site.psi(None, self.v)
         return self.surrogate
 
+    def forget_distance(self, psi_carries: bool) -> None:
+        """See the base class."""
+        if psi_carries and self.undone is None:
+            self.v = None
+
     def carry(
-        self, signal: Tensor | None, psi: Tensor | None, leaves: Sequence[Tensor | None]
+        self,
+        signal: Tensor | None,
+        psi: Tensor | None,
+        leaves: Sequence[Tensor | None],
+        product: Tensor | None = None,
     ) -> tuple[Tensor | None, list[Tensor | None]]:
         """See the base class; the only other parameter there can be is the recurrence's bias."""
-        carrier = None if signal is None else signal * (self.derivative() if psi is None else psi)
+        carrier = product
+        if carrier is None and signal is not None:
+            carrier = signal * (self.derivative() if psi is None else psi)
         current, _ = self.pull(carrier, leaves)
         if current is None or not self.parameters:
             return current, [None] * len(self.parameters)
@@ -104,14 +115,14 @@ def scan_leaky(
         name: state.detach() if state is not None and state.shape == inputs.shape[1:] else torch.zeros_like(inputs[0])
         for name, state in states.items()
     }
+    returns_membrane = module.output or not module.init_hidden
     with torch.no_grad():
-        membranes, spikes, returned = _run(module, inputs, start["mem"], start.get("spk"), recurrent)
-        v = membranes - module.threshold
-    module.mem = returned[-1].clone()
+        v, spikes, returned, last = _run(module, inputs, start["mem"], start.get("spk"), recurrent, returns_membrane)
+    module.mem = last
     if "spk" in names:
         module.spk = spikes[-1].clone()
     leaves = [spikes.flatten(0, 1)]
-    if module.output or not module.init_hidden:
+    if returned is not None:
         leaves.append(returned.flatten(0, 1))
     inner = [] if recurrent is None else [recurrent.synapse(start["spk"], spikes)]
     return LeakyScan(
@@ -119,6 +130,8 @@ def scan_leaky(
         leaves=leaves,
         spikes=0,
         v=v,
+        shape=v.shape,
+        direct=True,
         inner=inner,
         parameters=[] if recurrent is None else recurrent.trained_bias(),
         site=site,
@@ -127,17 +140,19 @@ def scan_leaky(
 
 
 def _run(
-    module: Any, inputs: Tensor, mem: Tensor, spk: Tensor | None, recurrent: _Recurrence | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The K steps: membranes u, spikes, and the membranes that the module returns, each [K, B, ...]."""
+    module: Any, inputs: Tensor, mem: Tensor, spk: Tensor | None, recurrent: _Recurrence | None, keep: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """The K steps: v = u - threshold and spikes, each [K, B, ...]; returned membranes, if to be kept; the last one."""
     beta, threshold = module.beta.clamp(0, 1), module.threshold
     how = module.reset_mechanism_val  # 0 subtracts the threshold, 1 sets to zero, 2 leaves the membrane
     at_once = not module.reset_delay and how != 2
     # As snnTorch decides: u - threshold > 0, also for the reset that is due from the step before.
     reset = torch.gt(mem - threshold, 0).to(inputs.dtype)
-    membranes, spikes = torch.empty_like(inputs), torch.empty_like(inputs)
-    returned = torch.empty_like(inputs) if at_once else membranes
-    for x, u, y, after in zip(inputs.unbind(0), membranes.unbind(0), spikes.unbind(0), returned.unbind(0), strict=True):
+    distances, spikes = torch.empty_like(inputs), torch.empty_like(inputs)
+    returned = torch.empty_like(inputs) if keep else None
+    buffer = torch.empty_like(inputs[0])
+    memory = [buffer] * len(inputs) if returned is None else returned.unbind(0)
+    for x, v, y, u in zip(inputs.unbind(0), distances.unbind(0), spikes.unbind(0), memory, strict=True):
         if how == 1:
             torch.mul(1 - reset, mem, out=u)
             u.mul_(beta)
@@ -148,17 +163,16 @@ def _run(
             assert spk is not None
             u.add_(recurrent(spk))
         if how == 0:
-            u.sub_(reset * threshold)
-        torch.gt(u - threshold, 0, out=y)
+            u.addcmul_(reset, threshold, value=-1)
+        torch.sub(u, threshold, out=v)
+        torch.gt(v, 0, out=y)
         if at_once:
-            change = y - reset
-            torch.sub(u, change * threshold, out=after)
-            mem = after
-            reset = torch.gt(mem - threshold, 0).to(inputs.dtype)
+            u.addcmul_(y - reset, threshold, value=-1)
+            reset = torch.gt(u - threshold, 0).to(inputs.dtype)
         else:
-            mem, reset = u, y
-        spk = y
-    return membranes, spikes, returned
+            reset = y
+        mem, spk = u, y
+    return distances, spikes, returned, mem if returned is None else mem.clone()
 
 
 def _undone(module: Any) -> Callable[[Tensor], Tensor] | None:

@@ -20,7 +20,7 @@ from stllr_plugin.rule import STLLRRule
 from stllr_plugin.synapses import Term
 from stllr_plugin.traces import EdgeTraces, NeuronTraces, PostTrace, full_precision
 from stllr_plugin.windows.errors import NeedsStepsError
-from stllr_plugin.windows.fold import fold, last_trace, traces_before
+from stllr_plugin.windows.fold import WindowPost, by_steps, fold, last_trace
 from stllr_plugin.windows.leaky import scan_leaky
 from stllr_plugin.windows.scan import Scan, scan_steps
 
@@ -55,15 +55,20 @@ class WindowInput:
         if causal is None and noncausal is None:  # Norse's hooks on weights that a cell holds itself cannot take None
             return torch.zeros_like(self.call.trained_weight()) if self.call.site.owned else None
         decay = float(self.rule.lambda_pre)
-        terms: list[Term] = []
-        total = noncausal
+        first, total = None, noncausal
         if causal is not None:
             folded = fold(causal, decay)
             total = folded if noncausal is None else folded + noncausal
-            if decay != 0.0 and self.before is not None:
-                terms.append((self.before, folded[0] * decay))
+            first = folded[0]
         assert total is not None
-        terms.append((self.x.flatten(0, 1), total.flatten(0, 1)))
+        return self.product(total, first)
+
+    def product(self, total: Tensor, first: Tensor | None) -> Tensor:
+        """The weight's gradient from the factors of the inputs [K, B, ...] and of the trace (before its decay)."""
+        decay = float(self.rule.lambda_pre)
+        terms: list[Term] = [(self.x.flatten(0, 1), total.flatten(0, 1))]
+        if first is not None and decay != 0.0 and self.before is not None:
+            terms.append((self.before, first * decay))
         return self.call.site.weight_gradient(self.call, terms)
 
 
@@ -78,7 +83,7 @@ class WindowRecord:
         scan: What the neuron did.
         current: Edge of its input in the graph; None if that needs no gradient.
         inputs: The synapses that feed it.
-        posts: By rule: psi(v) and the trace tr_psi[t-1] that the second term sees (None without one), [K, B, ...].
+        posts: The postsynaptic side, by rule.
         psi_carries: psi(v) if psi carries the learning signal to the layer below; None if the neuron's surrogate does.
         boundaries: Nodes at which the walk to the synapses ended.
         used: Whether a backward pass has come by.
@@ -90,7 +95,7 @@ class WindowRecord:
     scan: Scan
     current: GradientEdge | None
     inputs: list[WindowInput]
-    posts: dict[STLLRRule, tuple[Tensor, Tensor | None]]
+    posts: dict[STLLRRule, WindowPost]
     psi_carries: Tensor | None
     boundaries: list[Node]
     used: bool = False
@@ -100,26 +105,36 @@ class WindowRecord:
         scan = self.scan
         signal = None if scan.spikes is None else deltas[scan.spikes]
         states = [None if i == scan.spikes else delta for i, delta in enumerate(deltas)]
-        if signal is not None and scan.v is not None:
-            signal = signal.view(scan.v.shape)
+        if signal is not None and scan.shape is not None:
+            signal = signal.view(scan.shape)
         weights: list[Tensor | None] = [None] * len(self.inputs)
+        product: Tensor | None = None  # signal * psi_carries, once it is known
         for rule in dict.fromkeys(synaptic.rule for synaptic in self.inputs):
             members = [i for i, synaptic in enumerate(self.inputs) if synaptic.rule == rule]
             causal = noncausal = None
             if signal is not None and rule in self.posts:
-                psi, trace = self.posts[rule]
-                shown = signal.to(psi.dtype) if scan.gain is None else signal.to(psi.dtype) * scan.gain
-                if rule.alpha_pre:
-                    causal = shown * psi if rule.alpha_pre == 1.0 else shown * psi * rule.alpha_pre
-                if trace is not None:
-                    noncausal = (shown * trace).mul_(rule.noncausal_scale)
-            first = self._pulled(causal, states, members)
-            second = self._pulled(noncausal, [None] * len(states), members)
+                post = self.posts[rule]
+                shown = signal.to(post.psi.dtype) if scan.gain is None else signal.to(post.psi.dtype) * scan.gain
+                if all(state is None for state in states) and self._direct(members):
+                    carries = self.current is not None and product is None and post.psi is self.psi_carries
+                    product = torch.empty_like(post.psi) if carries else product
+                    total, first = post.both(shown, product if carries else None)
+                    for i in members:
+                        weights[i] = self.inputs[i].product(total, first)
+                    continue
+                causal, noncausal = post.causal(shown), post.noncausal(shown)
+            of_causal = self._pulled(causal, states, members)
+            of_noncausal = self._pulled(noncausal, [None] * len(states), members)
             for i in members:
-                weights[i] = self.inputs[i].gradient(first.get(i), second.get(i))
-        carried, parameters = scan.carry(signal, self.psi_carries, states)
+                weights[i] = self.inputs[i].gradient(of_causal.get(i), of_noncausal.get(i))
+        carried, parameters = scan.carry(signal, self.psi_carries, states, product)
         self._expect(carried)
         return carried, weights, parameters
+
+    def _direct(self, members: list[int]) -> bool:
+        """Whether u is the plain sum of these synapses' outputs and others: a gradient of u is theirs as well."""
+        nodes = [self.inputs[i].nodes for i in members if self.inputs[i].inner is None]
+        return self.scan.direct and all(len(found) == 1 and found[0][1] for found in nodes)
 
     def _pulled(self, membrane: Tensor | None, states: list[Tensor | None], members: list[int]) -> dict[int, Tensor]:
         """Carries gradients of u and of states to the outputs of the synapses, [K, B, ...]."""
@@ -238,6 +253,7 @@ def run_neuron(
     site.learner.supervision.enter(traces.steps - 1)
     inputs = _advance_edges(site, window, scan, calls, traces)
     posts, psi_carries = _advance_posts(site, scan, traces, inputs, window.supervised)
+    scan.forget_distance(psi_carries is not None or not window.supervised)
     keeps = site.adapter.keeps_state(site.module)
     traces.remember(site.adapter.returned_membrane(site.module, scan.output) if keeps else None)
     if not window.supervised:
@@ -307,7 +323,7 @@ def _advance_edges(
 
 def _advance_posts(
     site: NeuronSite, scan: Scan, traces: NeuronTraces, inputs: list[WindowInput], supervised: bool
-) -> tuple[dict[STLLRRule, tuple[Tensor, Tensor | None]], Tensor | None]:
+) -> tuple[dict[STLLRRule, WindowPost], Tensor | None]:
     """psi(v) of all steps, once per psi, and the postsynaptic traces, once per psi and decay."""
     if scan.v is None:
         return {}, None
@@ -321,24 +337,19 @@ def _advance_posts(
                 assert scan.spikes is not None
                 value = (scan.leaves[scan.spikes] != 0).to(v.dtype).view(v.shape)
             else:
-                value = site.psi(psi, v)
+                value = by_steps(lambda step: site.psi(psi, step), v)
             values[psi] = value if scan.gate is None else value * scan.gate
         return values[psi]
 
-    posts: dict[STLLRRule, tuple[Tensor, Tensor | None]] = {}
-    around: dict[tuple[Psi | None, float], Tensor] = {}
+    posts: dict[STLLRRule, WindowPost] = {}
+    before: dict[tuple[Psi | None, float], Tensor | None] = {}
     for rule in dict.fromkeys(synaptic.rule for synaptic in inputs):
-        seen = None
-        if rule.alpha_post != 0.0:
-            key = (resolve_psi(rule.psi), rule.lambda_post)
-            if key not in around:
-                post = traces.posts.setdefault(key, PostTrace(*key))
-                psi = psi_of(rule)
-                around[key], post.trace = traces_before(post.trace, psi, rule.lambda_post)
-            seen = around[key]
-            if rule.convention == "current":
-                seen = torch.add(psi_of(rule), seen, alpha=rule.lambda_post)
+        key = (resolve_psi(rule.psi), rule.lambda_post)
+        if rule.alpha_post != 0.0 and key not in before:
+            post = traces.posts.setdefault(key, PostTrace(*key))
+            before[key], psi = post.trace, psi_of(rule)
+            post.trace = last_trace(post.trace, psi, rule.lambda_post)
         if supervised:
-            posts[rule] = (psi_of(rule), seen)
+            posts[rule] = WindowPost(rule, psi_of(rule), before.get(key))
     carries = psi_of(site.rule) if supervised and site.rule.propagate == "psi" else None
     return posts, carries

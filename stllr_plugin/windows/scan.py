@@ -40,7 +40,9 @@ class Scan:
         output: What the module returns, its tensors over the window: [K * B, ...].
         leaves: Those tensors, detached.
         spikes: Position of the spikes among them; None for readouts.
-        v: Membrane minus threshold, [K, B, ...]; None for readouts.
+        v: Membrane minus threshold, [K, B, ...]; None for readouts, and where it is not needed any more.
+        shape: Shape of v; None for readouts.
+        direct: Whether u depends on the input through a sum alone, so that :meth:`pull` gives back what it is given.
         gate: Where the neuron could spike at all, [K, B, ...]; None for everywhere.
         gain: What each spike is multiplied with, broadcastable to [K, B, ...]; None for 1.
         inner: Synapses within the neuron.
@@ -51,6 +53,8 @@ class Scan:
     leaves: list[Tensor]
     spikes: int | None
     v: Tensor | None
+    shape: torch.Size | None = None
+    direct: bool = False
     gate: Tensor | None = None
     gain: Tensor | None = None
     inner: list[InnerSynapse] = field(default_factory=list)
@@ -62,8 +66,19 @@ class Scan:
         """Carries gradients of u [K, B, ...] and of the outputs to the input [K * B, ...] and the inner synapses."""
         raise NotImplementedError
 
+    def forget_distance(self, psi_carries: bool) -> None:
+        """Lets go of v, if the backward pass can do without, now that psi(v) is known.
+
+        Args:
+            psi_carries: Whether psi carries the learning signal to the layer below.
+        """
+
     def carry(
-        self, signal: Tensor | None, psi: Tensor | None, leaves: Sequence[Tensor | None]
+        self,
+        signal: Tensor | None,
+        psi: Tensor | None,
+        leaves: Sequence[Tensor | None],
+        product: Tensor | None = None,
     ) -> tuple[Tensor | None, list[Tensor | None]]:
         """What goes on to the layer below, and to `parameters`.
 
@@ -71,6 +86,7 @@ class Scan:
             signal: dL/dy [K, B, ...]; None if no loss reaches the spikes.
             psi: psi(v) if it carries the signal, None if the neuron's own surrogate does.
             leaves: Gradients of the other outputs; None at the place of the spikes.
+            product: signal * psi, where it has been computed.
         """
         raise NotImplementedError
 
@@ -105,7 +121,11 @@ class SteppedScan(Scan):
         return gradients[0], pulled
 
     def carry(
-        self, signal: Tensor | None, psi: Tensor | None, leaves: Sequence[Tensor | None]
+        self,
+        signal: Tensor | None,
+        psi: Tensor | None,
+        leaves: Sequence[Tensor | None],
+        product: Tensor | None = None,
     ) -> tuple[Tensor | None, list[Tensor | None]]:
         """See the base class."""
         pairs: list[tuple[Tensor | None, Tensor | None]] = list(zip(self.graphs, leaves, strict=True))
@@ -246,6 +266,7 @@ def _joined(
         leaves=detached,
         spikes=first.spikes,
         v=None if distance is None else distance.detach(),
+        shape=None if distance is None else distance.shape,
         gate=None if first.gate is None else torch.stack([step.gate for step in steps]),  # type: ignore[misc]
         gain=None if first.gain is None else first.gain.detach(),
         inner=inner,
