@@ -136,11 +136,12 @@ class _ConvolutionSynapse(Synapse):
         return g.sum([dim for dim in range(g.dim()) if dim != channels])
 
     def weight_gradients(self, module: nn.Module, terms: Sequence[Term], weight: Tensor) -> Tensor:
-        """See the base class; the terms are joined to one batch, since each product writes a whole weight anew."""
-        if len(terms) > 1 and all(x.dim() == weight.dim() for x, _ in terms):
-            return self.weight_gradient(
-                module, torch.cat([x for x, _ in terms]), torch.cat([g for _, g in terms]), weight
-            )
+        """See the base class; the terms are joined to one batch where a second weight costs more than the copy."""
+        copied = sum(x.numel() + g.numel() for x, g in terms)
+        batched = all(x.dim() == weight.dim() for x, _ in terms)
+        if len(terms) > 1 and batched and copied < 3 * weight.numel():  # a weight is written, and two are added
+            x, g = torch.cat([x for x, _ in terms]), torch.cat([g for _, g in terms])
+            return self.weight_gradient(module, x, g, weight)
         return super().weight_gradients(module, terms, weight)
 
 

@@ -93,16 +93,8 @@ class WindowPost:
             seen = torch.add(self.psi, seen, alpha=decay)
         return seen.mul_(signal).mul_(self.rule.noncausal_scale)
 
-    def both(self, signal: Tensor, carried: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Both terms at once.
-
-        Args:
-            signal: The learning signal dL/dy, [K, B, ...].
-            carried: Is filled with signal * psi, where that is wanted.
-
-        Returns:
-            What the inputs are multiplied with, [K, B, ...], the causal term being folded; and G[0], [B, ...].
-        """
+    def both(self, signal: Tensor) -> tuple[Tensor, Tensor]:
+        """Both terms' factors of the inputs [K, B, ...], the causal one folded, and G[0], its factor of the trace."""
         rule = self.rule
         total = torch.empty_like(self.psi)
         totals, signals, psis = total.unbind(0), signal.unbind(0), self.psi.unbind(0)
@@ -118,18 +110,16 @@ class WindowPost:
                 else:
                     torch.mul(delta, seen, out=factor)
                 trace = after
-        scratch = torch.empty_like(psis[0])
-        products = [scratch] * len(psis) if carried is None else carried.unbind(0)
-        folded = torch.zeros_like(scratch)
-        for t in reversed(range(len(psis))):
-            product = torch.mul(signals[t], psis[t], out=products[t])
+        folded, product = torch.zeros_like(psis[0]), torch.empty_like(psis[0])
+        for factor, delta, psi in zip(reversed(totals), reversed(signals), reversed(psis), strict=True):
+            torch.mul(delta, psi, out=product)
             if rule.alpha_pre != 1.0:
-                product = torch.mul(product, rule.alpha_pre, out=scratch)
+                product.mul_(rule.alpha_pre)
             torch.add(product, folded, alpha=float(rule.lambda_pre), out=folded)
             if rule.alpha_post:
-                torch.add(folded, totals[t], alpha=rule.noncausal_scale, out=totals[t])
+                torch.add(folded, factor, alpha=rule.noncausal_scale, out=factor)
             else:
-                totals[t].copy_(folded)
+                factor.copy_(folded)
         return total, folded
 
 

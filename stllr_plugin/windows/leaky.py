@@ -70,16 +70,10 @@ class LeakyScan(Scan):
             self.v = None
 
     def carry(
-        self,
-        signal: Tensor | None,
-        psi: Tensor | None,
-        leaves: Sequence[Tensor | None],
-        product: Tensor | None = None,
+        self, signal: Tensor | None, psi: Tensor | None, leaves: Sequence[Tensor | None]
     ) -> tuple[Tensor | None, list[Tensor | None]]:
         """See the base class; the only other parameter there can be is the recurrence's bias."""
-        carrier = product
-        if carrier is None and signal is not None:
-            carrier = signal * (self.derivative() if psi is None else psi)
+        carrier = None if signal is None else signal * (self.derivative() if psi is None else psi)
         current, _ = self.pull(carrier, leaves)
         if current is None or not self.parameters:
             return current, [None] * len(self.parameters)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,9 @@ from stllr_plugin.windows.scan import Scan, scan_steps
 if TYPE_CHECKING:
     from stllr_plugin.sites import NeuronSite
     from stllr_plugin.windows.window import Window
+
+
+_GIVEN_UP = torch.empty(0)
 
 
 @dataclass(slots=True, eq=False)
@@ -108,7 +111,6 @@ class WindowRecord:
         if signal is not None and scan.shape is not None:
             signal = signal.view(scan.shape)
         weights: list[Tensor | None] = [None] * len(self.inputs)
-        product: Tensor | None = None  # signal * psi_carries, once it is known
         for rule in dict.fromkeys(synaptic.rule for synaptic in self.inputs):
             members = [i for i, synaptic in enumerate(self.inputs) if synaptic.rule == rule]
             causal = noncausal = None
@@ -116,20 +118,35 @@ class WindowRecord:
                 post = self.posts[rule]
                 shown = signal.to(post.psi.dtype) if scan.gain is None else signal.to(post.psi.dtype) * scan.gain
                 if all(state is None for state in states) and self._direct(members):
-                    carries = self.current is not None and product is None and post.psi is self.psi_carries
-                    product = torch.empty_like(post.psi) if carries else product
-                    total, first = post.both(shown, product if carries else None)
+                    total, first = post.both(shown)
                     for i in members:
                         weights[i] = self.inputs[i].product(total, first)
+                    del total  # of the size of the window, and the gradient that is carried on is another one
                     continue
                 causal, noncausal = post.causal(shown), post.noncausal(shown)
             of_causal = self._pulled(causal, states, members)
             of_noncausal = self._pulled(noncausal, [None] * len(states), members)
             for i in members:
                 weights[i] = self.inputs[i].gradient(of_causal.get(i), of_noncausal.get(i))
-        carried, parameters = scan.carry(signal, self.psi_carries, states, product)
+        carried, parameters = scan.carry(signal, self.psi_carries, states)
         self._expect(carried)
         return carried, weights, parameters
+
+    def give_up(self) -> list[Tensor | None]:
+        """Hands over the psi of all rules, for autograd to keep: it lets go of them as soon as they are not needed."""
+        given: list[Tensor | None] = [self.psi_carries]
+        self.psi_carries = None
+        for post in self.posts.values():
+            given.append(post.psi)
+            post.psi = _GIVEN_UP
+        return given
+
+    def take_back(self, given: Sequence[Tensor | None]) -> None:
+        """Puts back what :meth:`give_up` gave."""
+        self.psi_carries, *psis = given
+        for post, psi in zip(self.posts.values(), psis, strict=True):
+            assert psi is not None
+            post.psi = psi
 
     def _direct(self, members: list[int]) -> bool:
         """Whether u is the plain sum of these synapses' outputs and others: a gradient of u is theirs as well."""
@@ -211,6 +228,7 @@ class WindowGraft(Function):
         ctx.stllr_boundary = True
         ctx.record = record
         ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*record.give_up())
         leaves = tuple(leaf.detach() for leaf in record.scan.leaves)
         ctx.mark_non_differentiable(*(leaf for leaf in leaves if not leaf.is_floating_point()))
         return leaves
@@ -226,8 +244,12 @@ class WindowGraft(Function):
         mask = record.learner.supervision.mask
         deltas = tuple(None if delta is None else mask(delta, record.step) for delta in deltas)
         shown = next(delta for delta in deltas if delta is not None)
-        with torch.autocast(device_type=shown.device.type, enabled=False):
-            carried, weights, parameters = record.gradients(list(deltas))
+        record.take_back(ctx.saved_tensors)
+        try:
+            with torch.autocast(device_type=shown.device.type, enabled=False):
+                carried, weights, parameters = record.gradients(list(deltas))
+        finally:
+            record.give_up()
         if record.inputs:
             record.learner.count_capture()
         needed = ctx.needs_input_grad
@@ -264,7 +286,9 @@ def run_neuron(
         site.name, site.learner, traces.steps - 1, scan, edge, inputs, posts, psi_carries, list(boundaries)
     )
     outputs = iter(WindowGraft.apply(record, current, *weights, *scan.parameters))
-    return map_tensors(scan.output, lambda _: next(outputs))
+    output = map_tensors(scan.output, lambda _: next(outputs))
+    scan.output, scan.leaves = None, []  # only what comes after has a use for them
+    return output
 
 
 def _traces_of(site: NeuronSite, scan: Scan, calls: list[tuple[Node, SynapseCall, bool]]) -> NeuronTraces:

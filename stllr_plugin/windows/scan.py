@@ -74,11 +74,7 @@ class Scan:
         """
 
     def carry(
-        self,
-        signal: Tensor | None,
-        psi: Tensor | None,
-        leaves: Sequence[Tensor | None],
-        product: Tensor | None = None,
+        self, signal: Tensor | None, psi: Tensor | None, leaves: Sequence[Tensor | None]
     ) -> tuple[Tensor | None, list[Tensor | None]]:
         """What goes on to the layer below, and to `parameters`.
 
@@ -86,7 +82,6 @@ class Scan:
             signal: dL/dy [K, B, ...]; None if no loss reaches the spikes.
             psi: psi(v) if it carries the signal, None if the neuron's own surrogate does.
             leaves: Gradients of the other outputs; None at the place of the spikes.
-            product: signal * psi, where it has been computed.
         """
         raise NotImplementedError
 
@@ -121,11 +116,7 @@ class SteppedScan(Scan):
         return gradients[0], pulled
 
     def carry(
-        self,
-        signal: Tensor | None,
-        psi: Tensor | None,
-        leaves: Sequence[Tensor | None],
-        product: Tensor | None = None,
+        self, signal: Tensor | None, psi: Tensor | None, leaves: Sequence[Tensor | None]
     ) -> tuple[Tensor | None, list[Tensor | None]]:
         """See the base class."""
         pairs: list[tuple[Tensor | None, Tensor | None]] = list(zip(self.graphs, leaves, strict=True))
