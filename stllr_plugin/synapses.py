@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
+from stllr_plugin.sparse import sparse_gradient
+
 Term = tuple[Tensor, Tensor]  # an input [B, ...] and an output gradient [B, ...]
 
 _REGISTRY: dict[type[nn.Module], Synapse] = {}
@@ -117,8 +119,12 @@ def linear_weight_gradients(terms: Sequence[Term]) -> Tensor:
     """Gradient of ``weight`` in ``linear(x, weight)``: [out, in], summed over pairs of x [..., in] and g [..., out]."""
     total: Tensor | None = None
     for x, g in terms:
-        rows, columns = g.reshape(-1, g.shape[-1]).t(), x.reshape(-1, x.shape[-1])
-        total = rows @ columns if total is None else total.addmm_(rows, columns)
+        factors, inputs = g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1])
+        product = sparse_gradient(inputs, factors)
+        if product is not None:
+            total = product if total is None else total.add_(product)
+        else:
+            total = factors.t() @ inputs if total is None else total.addmm_(factors.t(), inputs)
     assert total is not None
     return total
 

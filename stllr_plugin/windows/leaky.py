@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 
 from stllr_plugin.graft import SynapseCall
 from stllr_plugin.sites.synapse import ModuleSite
+from stllr_plugin.sparse import SparseMatrix, in_parts
 from stllr_plugin.synapses import ConvSynapse, LinearSynapse
 from stllr_plugin.windows.scan import InnerSynapse, Scan
 
@@ -220,6 +221,7 @@ class _Recurrence:
         self.site = site
         self.module = module
         self._forward = type(module).forward
+        self._parts: list[Tensor] | None = None
 
     @classmethod
     def of(cls, site: NeuronSite) -> _Recurrence | None:
@@ -239,6 +241,13 @@ class _Recurrence:
 
     def __call__(self, spikes: Tensor) -> Tensor:
         """The current that last step's spikes [B, ...] make."""
+        if spikes.dim() == 2 and type(self.module) is nn.Linear:
+            weight: Tensor = self.module.weight
+            found = SparseMatrix.of(spikes, len(weight), binary=True) if weight.dtype == torch.float32 else None
+            if found is not None:
+                self._parts = in_parts(weight.t()) if self._parts is None else self._parts
+                product = torch.cat(found.times(self._parts), 1)
+                return product if self.module.bias is None else product.add_(self.module.bias)
         return self._forward(self.module, spikes)  # type: ignore[no-any-return]
 
     def trained_bias(self) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,12 +13,17 @@ from torch.nn.modules.batchnorm import _NormBase
 from stllr_plugin.hooks import eager
 from stllr_plugin.neurons.base import map_tensors
 from stllr_plugin.nn import SequenceDropout
+from stllr_plugin.sparse import with_sparse_inputs
 from stllr_plugin.windows.errors import NeedsStepsError
 from stllr_plugin.windows.takeover import Takeover
 
 if TYPE_CHECKING:
     from stllr_plugin.learner import STLLRLearner
     from stllr_plugin.sites import NeuronSite
+
+
+def _sparse(module: nn.Linear, forward: Callable[..., Any]) -> Callable[..., Any]:
+    return eager(with_sparse_inputs(module, forward))
 
 
 class Window:
@@ -47,6 +53,10 @@ class Window:
             batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
             if statistics or batch_norm or isinstance(module, SequenceDropout):
                 replacements.append((module, self._each_step))
+        for synapse in learner.synapse_sites:
+            layer = getattr(synapse, "module", None)
+            if type(layer) is nn.Linear and isinstance(layer._parameters.get("weight"), nn.Parameter):
+                replacements.append((layer, partial(_sparse, layer)))
         self._takeover = Takeover(replacements)
 
     def __enter__(self) -> Window:
