@@ -22,9 +22,10 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import GradientEdge, Node
 
+from stllr_plugin.folding import FoldedSteps
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.supervision import Supervision
-from stllr_plugin.synapses import Term
+from stllr_plugin.traces import EdgeTraces
 
 if TYPE_CHECKING:
     from stllr_plugin.sites import SynapseSite
@@ -139,12 +140,14 @@ class SynapticInput:
         nodes: Tag nodes of the call, each with whether du/d(output) is the identity.
         trace: tr_x[t], shape of the synapse's input.
         rule: The edge's rule.
+        edge: The edge's state.
     """
 
     call: SynapseCall
     nodes: list[tuple[Node, bool]]
     trace: Tensor
     rule: STLLRRule
+    edge: EdgeTraces
 
 
 @dataclass(slots=True, eq=False)
@@ -192,7 +195,7 @@ class StepRecord:
 
     def spike_gradients(self, delta: Tensor) -> list[Tensor | None]:
         """``sum_b delta_i e_ij`` for every input's weight, with e_ij of the input's rule."""
-        terms: list[list[Term]] = [[] for _ in self.inputs]
+        factors: list[list[Tensor | None]] = [[None, None] for _ in self.inputs]  # of the trace, and of the input
         if self.gain is not None:
             delta = delta * self.gain  # dL/dy of the output, which is the spike times the gain
         for rule, post in self.posts.items():
@@ -204,33 +207,50 @@ class StepRecord:
             if causal is not None and rule.alpha_pre != 1.0:
                 causal *= rule.alpha_pre
             noncausal = (signal * post.trace).mul_(rule.noncausal_scale) if post.trace is not None else None
-            for factor, uses_trace in ((causal, True), (noncausal, False)):
+            for term, factor in enumerate((causal, noncausal)):
                 if factor is None:
                     continue
                 pulled = self._pull_back([(self.membrane, factor)], members)
                 for index in members:
-                    synaptic = self.inputs[index]
-                    _add_term(terms[index], synaptic.trace if uses_trace else synaptic.call.x, pulled[index])
-        return self._gradients(terms)
+                    factors[index][term] = _summed(pulled[index])
+        fold = self.learner.fold_steps > 1 and self.step == self.supervision.clock
+        gradients = self._folded if fold else self._multiplied
+        return gradients(factors)
 
     def state_gradients(self, deltas: Sequence[Tensor | None]) -> list[Tensor | None]:
         """``sum_b (dL/d state)(d state/d output) tr_x`` for every input's weight: no psi, no second term."""
-        terms: list[list[Term]] = [[] for _ in self.inputs]
         outputs = [(edge, delta) for edge, delta in zip(self.states, deltas, strict=True) if delta is not None]
-        members = list(range(len(self.inputs)))
-        pulled = self._pull_back(outputs, members, sent=True)
-        for index, synaptic in enumerate(self.inputs):
-            _add_term(terms[index], synaptic.trace, pulled[index])
-        return self._gradients(terms)
+        pulled = self._pull_back(outputs, list(range(len(self.inputs))), sent=True)
+        return self._multiplied([[_summed(pulled[index]), None] for index in range(len(self.inputs))])
 
-    def _gradients(self, terms: list[list[Term]]) -> list[Tensor | None]:
+    def _multiplied(self, factors: list[list[Tensor | None]]) -> list[Tensor | None]:
+        """The gradients from what trace and input are multiplied with, for each weight."""
         gradients: list[Tensor | None] = []
-        for synaptic, products in zip(self.inputs, terms, strict=True):
-            site = synaptic.call.site
-            if products:
-                gradients.append(site.weight_gradient(synaptic.call, products))
-            else:  # zeros for weights that a neuron holds itself, since Norse puts hooks on them that cannot take None
-                gradients.append(torch.zeros_like(synaptic.call.trained_weight()) if site.owned else None)
+        for synaptic, (causal, noncausal) in zip(self.inputs, factors, strict=True):
+            call = synaptic.call
+            sources = ((synaptic.trace, causal), (call.x, noncausal))
+            terms = [(source, factor) for source, factor in sources if factor is not None]
+            gradients.append(call.site.weight_gradient(call, terms) if terms else _nothing(call))
+        return gradients
+
+    def _folded(self, factors: list[list[Tensor | None]]) -> list[Tensor | None]:
+        """The same, for ``learner.fold_steps`` steps at once: none until the last of them, or of the sequence."""
+        last = self.supervision.ends_at(self.step)
+        if last is None:
+            self.learner.refuse_to_fold()
+        gradients: list[Tensor | None] = []
+        for synaptic, (causal, noncausal) in zip(self.inputs, factors, strict=True):
+            call, edge = synaptic.call, synaptic.edge
+            call.site.check_input(call)
+            gradient = None
+            if edge.interrupted or (edge.waiting is not None and not edge.waiting.takes(self.step, synaptic.trace)):
+                gradient = edge.gradient_of_waiting()
+            if edge.waiting is None:
+                edge.waiting = FoldedSteps(self.learner.fold_steps, float(synaptic.rule.lambda_pre))
+            edge.waiting.add(call, self.step, synaptic.trace, causal, noncausal)
+            if last or edge.waiting.full:
+                gradient = _plus(gradient, edge.gradient_of_waiting())
+            gradients.append(_nothing(call) if gradient is None else gradient)
         return gradients
 
     def expect(self, delta: Tensor, carried: Tensor | None) -> None:
@@ -302,9 +322,19 @@ class StepRecord:
         return pulled
 
 
-def _add_term(terms: list[Term], source: Tensor, pulled: list[Tensor]) -> None:
-    if pulled:
-        terms.append((source, pulled[0] if len(pulled) == 1 else torch.stack(pulled).sum(0)))
+def _summed(pulled: list[Tensor]) -> Tensor | None:
+    if not pulled:
+        return None
+    return pulled[0] if len(pulled) == 1 else torch.stack(pulled).sum(0)
+
+
+def _plus(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return other if one is None else one if other is None else one + other
+
+
+def _nothing(call: SynapseCall) -> Tensor | None:
+    """Zeros for weights that a neuron holds itself, since Norse puts hooks on them that cannot take None."""
+    return torch.zeros_like(call.trained_weight()) if call.site.owned else None
 
 
 class SpikeGraft(Function):

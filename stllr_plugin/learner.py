@@ -83,6 +83,10 @@ class STLLRLearner(OptimizerFacade):
         num_steps: Length of the sequences, if fixed. With ``supervise_last`` the steps before the supervised ones then
             keep no graph.
         exclude: Patterns of module names to leave alone.
+        fold_steps: How many supervised steps' gradients are put into ``.grad`` together, when you call backward at each
+            step: their products are one, which saves up to half of that work and takes memory for as many steps. The
+            last of a sequence brings what is left, so its length must be known (``num_steps``, here or with
+            :meth:`reset`); so does :meth:`step`, and :meth:`flush`. Between them ``.grad`` lacks the latest steps.
         reset_after_step: Whether :meth:`step` ends the sequence. Pass False to update within a sequence, and call
             :meth:`reset` yourself.
         check_finite: Whether :meth:`step` looks for NaN and infinity first (one read from the device).
@@ -107,6 +111,7 @@ class STLLRLearner(OptimizerFacade):
         supervise_random: int | None = None,
         num_steps: int | None = None,
         exclude: str | Iterable[str] = (),
+        fold_steps: int = 1,
         reset_after_step: bool = True,
         check_finite: bool = True,
     ) -> None:
@@ -116,6 +121,7 @@ class STLLRLearner(OptimizerFacade):
         if supervise_last is not None and supervise_random is not None:
             raise RuleError("supervise_last and supervise_random exclude each other; pass one of them.")
         _check_count("num_steps", num_steps)
+        _check_count("fold_steps", fold_steps)
         if isinstance(optimizer, STLLRLearner):
             raise AttachmentError(["optimizer is an STLLRLearner itself; pass the optimizer that it wraps."])
         if optimizer is not None and not isinstance(optimizer, Optimizer):
@@ -131,8 +137,12 @@ class STLLRLearner(OptimizerFacade):
                 'optimizer, or use "local_random", whose classifiers stay as they are.'
             )
 
+        if fold_steps is not None and fold_steps > 1:
+            _check_folding(plan.learning_signal, optimizer)
+
         super().__init__(optimizer)
         self.model = model
+        self.fold_steps = fold_steps
         self.learning_signal = plan.learning_signal
         self.reset_after_step = reset_after_step
         self.check_finite = check_finite
@@ -218,6 +228,7 @@ class STLLRLearner(OptimizerFacade):
         """Takes everything off the model again, which is then bit for bit what it was. Calling it twice is harmless."""
         if not self._attached:
             return
+        self.flush()
         for handle in self._handles:
             handle.remove()
         for site in self._sites:
@@ -314,6 +325,8 @@ class STLLRLearner(OptimizerFacade):
             self.signal.zero_grad()
             if self._captures and self.supervision.clock >= 0 and self.reset_after_step and self._attached:
                 self._end_sequence()
+        for edge in self._waiting_edges():
+            edge.waiting.discard()  # type: ignore[union-attr]
         self._captures = 0
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -337,6 +350,7 @@ class STLLRLearner(OptimizerFacade):
             with torch.enable_grad():
                 loss = closure()
         if self._enabled:
+            self.flush()
             self._check_captured()
             self.signal.check_delivered()
             if self.check_finite:
@@ -348,6 +362,28 @@ class STLLRLearner(OptimizerFacade):
             self._warn_of_resets_within_sequences()
             self._end_sequence()
         return loss
+
+    def flush(self) -> None:
+        """Puts into ``.grad`` what ``fold_steps`` still keeps back; :meth:`step` does so by itself."""
+        for edge in self._waiting_edges():
+            call = edge.waiting.call  # type: ignore[union-attr]
+            assert call is not None
+            site = call.site
+            gradient = edge.gradient_of_waiting()
+            weight = call.trained_weight() if site.owned else site.current_weight()
+            if weight.requires_grad:
+                torch.autograd.backward([weight], [gradient])
+
+    def _waiting_edges(self) -> list[EdgeTraces]:
+        edges = [e for neuron in self._neurons for traces in neuron.layers() for e in traces.edges.values()]
+        return [edge for edge in edges if edge.waiting is not None and edge.waiting.call is not None]
+
+    def refuse_to_fold(self) -> None:
+        """Raises StateError: nobody would know when the last gradients are due."""
+        raise StateError(
+            f"fold_steps={self.fold_steps} keeps gradients back until the last step of a sequence at most, and its "
+            "length is not known. Pass num_steps to the learner, or to learner.reset() before each sequence."
+        )
 
     def _end_sequence(self) -> None:
         self._reset(None, ended_by_step=True)
@@ -451,6 +487,7 @@ class STLLRLearner(OptimizerFacade):
         """What :meth:`reset` does; ``online`` and ``stream`` keep the target that was set for the sequence to come."""
         if lengths is None and num_steps is None:
             num_steps = self._num_steps
+        self.flush()
         self.supervision.begin(num_steps, lengths)
         self._reset(None, ended_by_step=False, keep_target=keep_target)
 
@@ -812,7 +849,8 @@ class STLLRLearner(OptimizerFacade):
     def memory_usage(self) -> dict[str, int]:
         """Bytes held between time steps: "pre" and "post" traces, "feedback" matrices, and their "total".
 
-        With ``Plasticity(eligibility_decay=...)`` also "eligibility", one number per weight.
+        With ``Plasticity(eligibility_decay=...)`` also "eligibility", one number per weight, and with ``fold_steps``
+        "waiting", what is kept for gradients to come.
         """
         usage = {"pre": 0, "post": 0, "feedback": 0}
         for neuron in self._neurons:
@@ -823,6 +861,9 @@ class STLLRLearner(OptimizerFacade):
             usage["feedback"] = sum(_bytes(matrix) for matrix in self.signal.feedback.values())
         if isinstance(self.signal, Reinforcement):
             usage["eligibility"] = self.signal.memory
+        if self.fold_steps > 1:
+            folded = [e.waiting for n in self._neurons for t in n.layers() for e in t.edges.values() if e.waiting]
+            usage["waiting"] = sum(_bytes(steps.inputs) + _bytes(steps.factors) for steps in folded)
         return {**usage, "total": sum(usage.values())}
 
     def __repr__(self) -> str:
@@ -893,6 +934,16 @@ class STLLRLearner(OptimizerFacade):
 def _check_count(name: str, value: int | None) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise RuleError(f"{name}={value!r}: expected a positive number of time steps, or None.")
+
+
+def _check_folding(signal: str, optimizer: Optimizer | None) -> None:
+    if signal != "bp":
+        raise RuleError(f'fold_steps is for learning_signal="bp"; found {signal!r}. Leave it out.')
+    if optimizer is None:
+        raise RuleError(
+            "fold_steps keeps gradients back until step(), so the learner must know it: pass the optimizer, and call "
+            "step() of the learner."
+        )
 
 
 def _bytes(tensor: Tensor | None) -> int:

@@ -96,6 +96,14 @@ class Supervision:
             )
         return step in self._drawn
 
+    def ends_at(self, step: int) -> bool | None:
+        """Whether no step after this one is supervised; None if that is not known."""
+        if self._drawn is not None:
+            return step >= max(self._drawn)
+        if self.num_steps is not None:
+            return step >= self.num_steps - 1
+        return None if self.lengths is None else step >= int(self.lengths.max()) - 1
+
     def is_supervised(self, step: int) -> bool:
         """Whether a step of the running sequence is supervised, for samples that have not ended.
 

@@ -8,12 +8,16 @@ of synapses.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from stllr_plugin.activations import Psi
 from stllr_plugin.errors import StateError
+
+if TYPE_CHECKING:
+    from stllr_plugin.folding import FoldedSteps
 
 
 @dataclass(slots=True)
@@ -23,10 +27,14 @@ class EdgeTraces:
     Attributes:
         name: ``"<synapse>-><neuron>"``.
         pre: tr_x, shape of the synapse's input [B, ...]; None before the first step.
+        waiting: Gradients of the last steps that have not been multiplied yet (``fold_steps``).
+        interrupted: Whether the trace has been changed since, other than by a step.
     """
 
     name: str
     pre: Tensor | None = None
+    waiting: FoldedSteps | None = None
+    interrupted: bool = False
 
     def advance(self, x: Tensor, decay: float) -> Tensor:
         """``tr_x[t] = decay * tr_x[t-1] + x[t]``; returns tr_x[t]. Kept in float32 for half-precision inputs."""
@@ -45,6 +53,14 @@ class EdgeTraces:
         else:
             self.pre = torch.add(x, self.pre.to(x.device, x.dtype), alpha=decay)
         return self.pre
+
+    def gradient_of_waiting(self) -> Tensor | None:
+        """The weight's gradient of the steps that wait, which then wait no more; None if there are none."""
+        self.interrupted = False
+        if self.waiting is None or self.waiting.call is None:
+            return None
+        call = self.waiting.call
+        return call.site.product(call.trained_weight().detach(), [self.waiting.take()])
 
 
 @dataclass(slots=True)
@@ -94,7 +110,7 @@ class NeuronTraces:
         """Forgets the sequence; edges keep their names."""
         self.steps = 0
         for edge in self.edges.values():
-            edge.pre = None
+            edge.pre, edge.interrupted = None, True
         for post in self.posts.values():
             post.trace = None
 
@@ -112,7 +128,7 @@ class NeuronTraces:
     def clear_samples(self, mask: Tensor) -> None:
         """Zeroes the traces of the samples where mask [B] is true. Out of place, since graphs may hold the old ones."""
         for edge in self.edges.values():
-            edge.pre = _cleared(edge.pre, mask, edge.name)
+            edge.pre, edge.interrupted = _cleared(edge.pre, mask, edge.name), True
         for post in self.posts.values():
             post.trace = _cleared(post.trace, mask, "the postsynaptic trace")
 

@@ -16,7 +16,14 @@ from lightning_modules.states import reset_states
 from stllr_plugin import STLLRLearner
 
 Train = Callable[[Tensor, Tensor], None]
-COMPILED = ("snntorch_bptt", "stllr_attached", "stllr_run", "forward", "spikingjelly_bptt")  # with torch.compile too
+COMPILED = (
+    "snntorch_bptt",
+    "stllr_attached",
+    "stllr_folded",
+    "stllr_run",
+    "forward",
+    "spikingjelly_bptt",
+)  # with torch.compile too
 
 
 class NotHereError(RuntimeError):
@@ -117,10 +124,11 @@ class _Made:
 
     def stllr_attached(self) -> Train:
         network = self.network()
-        learner, called = self._told(network), self.called(network)
+        return self._attached(self._told(network), self.called(network))
 
+    def _attached(self, learner: STLLRLearner, called: Any) -> Train:
         def train(x: Tensor, y: Tensor) -> None:
-            if self.last and len(x) != self.workload.steps:
+            if len(x) != self.workload.steps:
                 learner.reset(num_steps=len(x))
             learner.zero_grad()
             for t, frame in enumerate(x):
@@ -131,11 +139,13 @@ class _Made:
 
         return train
 
-    def _told(self, network: nn.Module) -> STLLRLearner:
+    def stllr_folded(self) -> Train:
+        network = self.network()
+        return self._attached(self._told(network, fold_steps=self.workload.fold_steps), self.called(network))
+
+    def _told(self, network: nn.Module, **options: Any) -> STLLRLearner:
         """A learner that knows which steps are supervised, so that the others build no graph."""
-        if not self.last:
-            return self.learner(network)
-        return self.learner(network, supervise_last=self.last, num_steps=self.workload.steps)
+        return self.learner(network, supervise_last=self.last or None, num_steps=self.workload.steps, **options)
 
     def stllr_run(self) -> Train:
         network = self.network()

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 CONTENDERS = {
     "snntorch_bptt": "snnTorch, BPTT",
     "stllr_attached": "S-TLLR attached, a backward at each supervised step",
+    "stllr_folded": "the same with fold_steps",
     "stllr_run": "S-TLLR, learner.run",
     "stllr_online": "S-TLLR, learner.online",
     "forward": "forward pass alone, no_grad",
@@ -125,6 +126,7 @@ class Workload:
         batch: Samples B.
         densities: Shares of ones in the input.
         window: Time steps of a window of ``learner.run``.
+        fold_steps: Of the learner, for the contender that folds.
         rule: Preset of the learning rule.
         layer_rules: Name pattern to preset or fields, for layers with a rule of their own.
         learning_rate: So small that the activity stays the same for all.
@@ -144,6 +146,7 @@ class Workload:
     densities: list[float]
     window: int
     cases: list[Case]
+    fold_steps: int = 5
     rule: str = "dvs_gesture"
     layer_rules: dict[str, Any] = field(default_factory=dict)
     learning_rate: float = 1e-6
@@ -157,6 +160,7 @@ class Workload:
             steps=self.steps,
             batch=self.batch,
             window=self.window,
+            fold_steps=self.fold_steps,
             classes=self.classes,
             rounds=self.rounds,
             warm_up=self.warm_up,

@@ -250,7 +250,7 @@ class NeuronSite:
             for _, member, _ in members:
                 self._consume(member, index)
             trace = edge.advance(call.x, float(rule.lambda_pre))
-            inputs.append(SynapticInput(call, [(node, identity) for node, _, identity in members], trace, rule))
+            inputs.append(SynapticInput(call, [(node, identity) for node, _, identity in members], trace, rule, edge))
 
         posts, psi_carries = self._advance_posts(step, traces, inputs, with_graph)
         if not with_graph:

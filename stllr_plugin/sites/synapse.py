@@ -121,12 +121,19 @@ class SynapseSite:
         Raises:
             StateError: If the input was changed in place since the call.
         """
+        self.check_input(call)
+        return self.product(call.trained_weight().detach(), terms)
+
+    def check_input(self, call: SynapseCall) -> None:
+        """Raises StateError if the input of a call was changed in place since."""
         if call.x._version != call.version:
             raise StateError(
                 f"The input of synapse {self.name!r} was changed in place between its forward and the backward pass. "
                 "Use the out-of-place operation (y = y * mask, not y *= mask), or pass x.clone() to the layer."
             )
-        weight = call.trained_weight().detach()
+
+    def product(self, weight: Tensor, terms: Sequence[Term]) -> Tensor:
+        """The gradient, of the shape and dtype of the weight."""
         dtype = weight.dtype if weight.dtype in (torch.float32, torch.float64) else torch.float32
         terms = [(x.to(dtype), g.to(dtype)) for x, g in terms]
         return self._weight_gradient(terms, weight.to(dtype)).to(weight.dtype)
