@@ -94,8 +94,23 @@ class SynapseSite:
         """The weight as it is now, within the graph of its originals."""
         raise NotImplementedError
 
-    def tag(self, x: Tensor, output: Tensor, weight: Tensor | None, bias: Tensor | None = None) -> Tensor:
-        """Marks the output of one call; the output of a readout at a step that is not supervised leaves the graph."""
+    def tag(
+        self,
+        x: Tensor,
+        output: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None = None,
+        anchor: Tensor | None = None,
+    ) -> Tensor:
+        """Marks the output of one call; the output of a readout at a step that is not supervised leaves the graph.
+
+        Args:
+            x: The input.
+            output: The output.
+            weight: The weight; None where nothing is to be learned.
+            bias: The bias, where its gradient is not left to the module.
+            anchor: In place of a weight that is None: a parameter, so that the mark is in a graph, where neurons look.
+        """
         learner = self.learner
         first = self._first_clock is None
         if first:
@@ -111,7 +126,7 @@ class SynapseSite:
         if first:
             self._first_call = call
         self.last_call = call
-        return Tag.apply(call, output, weight, bias)  # type: ignore[no-any-return]
+        return Tag.apply(call, output, anchor if weight is None else weight, bias)  # type: ignore[no-any-return]
 
     def weight_gradient(self, call: SynapseCall, terms: Sequence[Term]) -> Tensor:
         """Gradient of the weight, summed over pairs of an input (or its trace) and an output gradient.
@@ -315,7 +330,8 @@ class ModuleSite(SynapseSite):
                 f"The weight of synapse {self.name!r} was computed anew after the learner had taken it out of the "
                 "graph: pruning or an old-style norm was applied after attaching. Apply it first, then attach."
             )
-        return self.tag(args[0] if args else kwargs[self.synapse.input_name], output, opened.weight, opened.bias)
+        x = args[0] if args else kwargs[self.synapse.input_name]
+        return self.tag(x, output, opened.weight, opened.bias, opened.parameters[0])
 
 
 class _BeforeSynapse(Hook):

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize, prune
 
 from stllr_plugin import STLLRLearner
 from stllr_plugin.errors import AttachmentError, StateError
+from stllr_plugin.nn import weight_standardize
 from tests.cases.case import Case, exact, generator
 from tests.cases.drive import attach, gradients, relative_errors, run_steps
 from tests.cases.modules import CaseNet
@@ -512,3 +513,25 @@ def test_parameters_in_no_group_are_left_alone() -> None:
     train(net, learner)
     for name, value in networks.values(net).items():
         assert torch.equal(value, before[name]) != name.startswith("fc2"), name
+
+
+@pytest.mark.parametrize("supervised", [1, 3])
+def test_a_parametrized_weight_without_bias_counts_at_steps_without_a_loss(supervised: int) -> None:
+    """Where the length is known such steps have no graph, but the traces must see them all the same."""
+    found = []
+    for told in (True, False):
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            weight_standardize(nn.Linear(6, 8, bias=False)),
+            snn.Leaky(0.9, threshold=0.2, init_hidden=True),
+            nn.Linear(8, 3, bias=False),
+            snn.Leaky(0.9, init_hidden=True, output=True),
+        )
+        learner = STLLRLearner(net, rule="dvs_gesture", supervise_last=supervised, num_steps=6 if told else None)
+        xs = (torch.rand(6, 4, 6, generator=torch.Generator().manual_seed(1)) < 0.5).float()
+        losses = [net(x)[1].square().sum() for x in xs]
+        torch.stack(losses).sum().backward()
+        found.append(gradients(net))
+        assert learner.memory_usage()["pre"] > 0
+    torch.testing.assert_close(found[0], found[1])
+    assert all(gradient.abs().sum() > 0 for gradient in found[0].values())
