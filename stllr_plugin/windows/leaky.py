@@ -6,10 +6,8 @@ a graph: a gradient of u is a gradient of the input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,69 +15,13 @@ from torch.nn.utils import parametrize
 
 from stllr_plugin.graft import SynapseCall
 from stllr_plugin.sites.synapse import ModuleSite
-from stllr_plugin.sparse import SparseMatrix, in_parts
 from stllr_plugin.synapses import ConvSynapse, LinearSynapse
+from stllr_plugin.windows.fused import FusedScan, fires_above_zero, spike_product
 from stllr_plugin.windows.scan import InnerSynapse, Scan
 
 if TYPE_CHECKING:
     from stllr_plugin.sites import NeuronSite
     from stllr_plugin.windows.window import Window
-
-
-@dataclass(slots=True)
-class LeakyScan(Scan):
-    """A scan in which du/d(input) is 1.
-
-    Attributes:
-        site: The neuron.
-        undone: Where a spike took the membrane down within its own step (reset_delay=False): how d(mem)/du follows from
-            the surrogate's derivative; None where the returned membrane is u.
-        surrogate: That derivative, [K, B, ...], once it was needed.
-    """
-
-    site: NeuronSite | None = None
-    undone: Callable[[Tensor], Tensor] | None = None
-    surrogate: Tensor | None = None
-
-    def pull(
-        self, membrane: Tensor | None, leaves: Sequence[Tensor | None]
-    ) -> tuple[Tensor | None, list[Tensor | None]]:
-        """See the base class."""
-        total = membrane
-        for gradient in leaves:
-            if gradient is not None:
-                shaped = self._of_membrane(gradient)
-                total = shaped if total is None else total + shaped
-        current = None if total is None else total.flatten(0, 1)
-        return current, [total] * len(self.inner)
-
-    def _of_membrane(self, gradient: Tensor) -> Tensor:
-        assert self.shape is not None
-        gradient = gradient.view(self.shape)
-        return gradient if self.undone is None else gradient * self.undone(self.derivative())
-
-    def derivative(self) -> Tensor:
-        """Derivative of the neuron's own surrogate, [K, B, ...]."""
-        if self.surrogate is None:
-            assert self.site is not None and self.v is not None
-            self.surrogate = self.site.psi(None, self.v)
-        return self.surrogate
-
-    def forget_distance(self, psi_carries: bool) -> None:
-        """See the base class."""
-        if psi_carries and self.undone is None:
-            self.v = None
-
-    def carry(
-        self, signal: Tensor | None, psi: Tensor | None, leaves: Sequence[Tensor | None]
-    ) -> tuple[Tensor | None, list[Tensor | None]]:
-        """See the base class; the only other parameter there can be is the recurrence's bias."""
-        carrier = None if signal is None else signal * (self.derivative() if psi is None else psi)
-        current, _ = self.pull(carrier, leaves)
-        if current is None or not self.parameters:
-            return current, [None] * len(self.parameters)
-        dims = [0, *range(2, current.dim())] if current.dim() > 2 else [0]
-        return current, [current.sum(dims)]
 
 
 def scan_leaky(
@@ -120,7 +62,8 @@ def scan_leaky(
     if returned is not None:
         leaves.append(returned.flatten(0, 1))
     inner = [] if recurrent is None else [recurrent.synapse(start["spk"], spikes)]
-    return LeakyScan(
+    undone = _undone(module)
+    return FusedScan(
         output=leaves[0] if len(leaves) == 1 else tuple(leaves),
         leaves=leaves,
         spikes=0,
@@ -130,7 +73,8 @@ def scan_leaky(
         inner=inner,
         parameters=[] if recurrent is None else recurrent.trained_bias(),
         site=site,
-        undone=_undone(module),
+        of_leaves={} if undone is None else {1: undone},
+        needs_distance=undone is not None,
     )
 
 
@@ -170,15 +114,12 @@ def _run(
     return distances, spikes, returned, mem if returned is None else mem.clone()
 
 
-def _undone(module: Any) -> Callable[[Tensor], Tensor] | None:
-    """d(mem)/du of a membrane that is reset within the step, from the derivative of the spikes."""
+def _undone(module: Any) -> Callable[[FusedScan, Tensor], Tensor] | None:
+    """A gradient of a membrane that is reset within the step as one of u; None where it is the same."""
     if module.reset_delay or module.reset_mechanism_val == 2:
         return None
     threshold = module.threshold
-    return lambda derivative: 1 - derivative * threshold
-
-
-_HEAVISIDE: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+    return lambda scan, gradient: gradient * (1 - scan.derivative() * threshold)
 
 
 def _is_plain(site: NeuronSite) -> bool:
@@ -199,19 +140,8 @@ def _is_plain(site: NeuronSite) -> bool:
         and not any(isinstance(value, nn.Parameter) for value in (module.beta, module.threshold))
         and not module.graded_spikes_factor.requires_grad
         and spike_gain(module.graded_spikes_factor) is None
-        and _fires_above_zero(module.spike_grad)
+        and fires_above_zero(module.spike_grad)
     )
-
-
-def _fires_above_zero(surrogate: Any) -> bool:
-    """Whether a spike function is a step at 0 with no spike at 0 itself, and draws no random numbers."""
-    known = _HEAVISIDE.get(surrogate)
-    if known is None:
-        at = torch.tensor([-3.0, -1.0, -1e-3, -1e-12, 0.0, 1e-12, 1e-3, 1.0, 3.0]).repeat(8)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            known = bool((surrogate(at) == (at > 0)).all())
-        _HEAVISIDE[surrogate] = known
-    return known
 
 
 class _Recurrence:
@@ -221,7 +151,7 @@ class _Recurrence:
         self.site = site
         self.module = module
         self._forward = type(module).forward
-        self._parts: list[Tensor] | None = None
+        self._parts: list[list[Tensor]] = []
 
     @classmethod
     def of(cls, site: NeuronSite) -> _Recurrence | None:
@@ -241,12 +171,9 @@ class _Recurrence:
 
     def __call__(self, spikes: Tensor) -> Tensor:
         """The current that last step's spikes [B, ...] make."""
-        if spikes.dim() == 2 and type(self.module) is nn.Linear:
-            weight: Tensor = self.module.weight
-            found = SparseMatrix.of(spikes, len(weight), binary=True) if weight.dtype == torch.float32 else None
-            if found is not None:
-                self._parts = in_parts(weight.t()) if self._parts is None else self._parts
-                product = torch.cat(found.times(self._parts), 1)
+        if type(self.module) is nn.Linear:
+            product = spike_product(spikes, self.module.weight, self._parts)
+            if product is not None:
                 return product if self.module.bias is None else product.add_(self.module.bias)
         return self._forward(self.module, spikes)  # type: ignore[no-any-return]
 

@@ -22,6 +22,7 @@ from stllr_plugin.traces import EdgeTraces, NeuronTraces, PostTrace, full_precis
 from stllr_plugin.windows.errors import NeedsStepsError
 from stllr_plugin.windows.fold import WindowPost, by_steps, fold, last_trace
 from stllr_plugin.windows.leaky import scan_leaky
+from stllr_plugin.windows.norse_cells import scan_norse
 from stllr_plugin.windows.scan import Scan, scan_steps
 
 if TYPE_CHECKING:
@@ -120,7 +121,8 @@ class WindowRecord:
                 if all(state is None for state in states) and self._direct(members):
                     total, first = post.both(shown)
                     for i in members:
-                        weights[i] = self.inputs[i].product(total, first)
+                        product = self.inputs[i].product(total, first)
+                        weights[i] = product if scan.slope is None else product.mul_(scan.slope)
                     del total  # of the size of the window, and the gradient that is carried on is another one
                     continue
                 causal, noncausal = post.causal(shown), post.noncausal(shown)
@@ -151,6 +153,8 @@ class WindowRecord:
     def _direct(self, members: list[int]) -> bool:
         """Whether u is the plain sum of these synapses' outputs and others: a gradient of u is theirs as well."""
         nodes = [self.inputs[i].nodes for i in members if self.inputs[i].inner is None]
+        if nodes and self.scan.projects:
+            return False
         return self.scan.direct and all(len(found) == 1 and found[0][1] for found in nodes)
 
     def _pulled(self, membrane: Tensor | None, states: list[Tensor | None], members: list[int]) -> dict[int, Tensor]:
@@ -265,7 +269,7 @@ def run_neuron(
         NeedsStepsError: If the module cannot be run so.
     """
     current, args, kwargs = window.first_states(site, args, kwargs)
-    scan = scan_leaky(site, window, current, args, kwargs)
+    scan = scan_leaky(site, window, current, args, kwargs) or scan_norse(site, window, current, args, kwargs)
     if scan is None:
         scan = scan_steps(site, forward, current, args, kwargs, window.num_steps, window.supervised)
     calls, boundaries = ([], []) if current.grad_fn is None else find_calls(current.grad_fn, current.shape)
@@ -285,8 +289,9 @@ def run_neuron(
     record = WindowRecord(
         site.name, site.learner, traces.steps - 1, scan, edge, inputs, posts, psi_carries, list(boundaries)
     )
-    outputs = iter(WindowGraft.apply(record, current, *weights, *scan.parameters))
-    output = map_tensors(scan.output, lambda _: next(outputs))
+    outputs = WindowGraft.apply(record, current, *weights, *scan.parameters)
+    grafted = {id(leaf): output for leaf, output in zip(scan.leaves, outputs, strict=True)}
+    output = map_tensors(scan.output, lambda leaf: grafted[id(leaf)])
     scan.output, scan.leaves = None, []  # only what comes after has a use for them
     return output
 

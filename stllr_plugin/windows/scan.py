@@ -41,8 +41,10 @@ class Scan:
         leaves: Those tensors, detached.
         spikes: Position of the spikes among them; None for readouts.
         v: Membrane minus threshold, [K, B, ...]; None for readouts, and where it is not needed any more.
-        shape: Shape of v; None for readouts.
-        direct: Whether u depends on the input through a sum alone, so that :meth:`pull` gives back what it is given.
+        shape: Shape of u, [K, B, ...]; None where it is not known.
+        direct: Whether u follows from the input current and those of inner synapses through their sum and one factor.
+        slope: That factor, du/d(current); None for 1.
+        projects: Whether weights of the neuron's own lie between its input and the input current.
         gate: Where the neuron could spike at all, [K, B, ...]; None for everywhere.
         gain: What each spike is multiplied with, broadcastable to [K, B, ...]; None for 1.
         inner: Synapses within the neuron.
@@ -55,6 +57,8 @@ class Scan:
     v: Tensor | None
     shape: torch.Size | None = None
     direct: bool = False
+    slope: Tensor | None = None
+    projects: bool = False
     gate: Tensor | None = None
     gain: Tensor | None = None
     inner: list[InnerSynapse] = field(default_factory=list)
@@ -192,9 +196,10 @@ def scan_steps(
 
 @dataclass(slots=True)
 class _Step:
-    """One step of the scan."""
+    """One step of the scan; a tensor that is returned twice is one leaf."""
 
     leaves: list[Tensor]
+    places: list[int]
     spikes: int | None
     membrane: Tensor
     distance: Tensor | None
@@ -206,11 +211,15 @@ class _Step:
     def of(cls, read: NeuronStep, output: Any, batch: int, name: str) -> _Step:
         """Reads one call of the module."""
         leaves: list[Tensor] = []
+        places: list[int] = []
 
         def collect(tensor: Tensor) -> Tensor:
             if tensor.dim() == 0 or tensor.shape[0] != batch:
                 raise NeedsStepsError(f"neuron {name!r} returns a tensor without a batch dimension")
-            leaves.append(tensor)
+            place = next((i for i, leaf in enumerate(leaves) if leaf is tensor), len(leaves))
+            if place == len(leaves):
+                leaves.append(tensor)
+            places.append(place)
             return tensor
 
         map_tensors(output, collect)
@@ -219,7 +228,7 @@ class _Step:
         assert membrane is not None
         calls = [] if membrane.grad_fn is None else find_calls(membrane.grad_fn, membrane.shape)[0]
         pairs = [(node, call) for node, call, _ in calls]
-        return cls(leaves, spikes, membrane, read.threshold_distance, read.gate, read.gain, pairs)
+        return cls(leaves, places, spikes, membrane, read.threshold_distance, read.gate, read.gain, pairs)
 
     def cut(self) -> None:
         """Lets go of the graph."""
@@ -251,9 +260,9 @@ def _joined(
     distance = None if first.distance is None else torch.stack([step.distance for step in steps])  # type: ignore[misc]
     inner, nodes = _inner_synapses(site.name, steps)
     detached = [graph.detach() for graph in graphs]
-    places = iter(detached)
+    places = iter(first.places)
     return SteppedScan(
-        output=map_tensors(pattern, lambda _: next(places)),
+        output=map_tensors(pattern, lambda _: detached[next(places)]),
         leaves=detached,
         spikes=first.spikes,
         v=None if distance is None else distance.detach(),
