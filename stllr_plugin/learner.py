@@ -87,6 +87,9 @@ class STLLRLearner(OptimizerFacade):
             step: their products are one, which saves up to half of that work and takes memory for as many steps. The
             last of a sequence brings what is left, so its length must be known (``num_steps``, here or with
             :meth:`reset`); so does :meth:`step`, and :meth:`flush`. Between them ``.grad`` lacks the latest steps.
+        product_dtype: ``torch.bfloat16`` rounds to 8 bits what is multiplied for the weights' gradients, and each
+            product, which about halves their time on hardware with bfloat16 units. Spikes are exact in it, and traces
+            stay float32. None multiplies in at least float32, also under autocast.
         reset_after_step: Whether :meth:`step` ends the sequence. Pass False to update within a sequence, and call
             :meth:`reset` yourself.
         check_finite: Whether :meth:`step` looks for NaN and infinity first (one read from the device).
@@ -112,6 +115,7 @@ class STLLRLearner(OptimizerFacade):
         num_steps: int | None = None,
         exclude: str | Iterable[str] = (),
         fold_steps: int = 1,
+        product_dtype: torch.dtype | None = None,
         reset_after_step: bool = True,
         check_finite: bool = True,
     ) -> None:
@@ -137,12 +141,18 @@ class STLLRLearner(OptimizerFacade):
                 'optimizer, or use "local_random", whose classifiers stay as they are.'
             )
 
+        if product_dtype not in (None, torch.bfloat16):
+            raise RuleError(
+                f"product_dtype={product_dtype!r}: expected torch.bfloat16, or None for at least float32 (in float16 "
+                "small gradients vanish)."
+            )
         if fold_steps is not None and fold_steps > 1:
             _check_folding(plan.learning_signal, optimizer)
 
         super().__init__(optimizer)
         self.model = model
         self.fold_steps = fold_steps
+        self.product_dtype = product_dtype
         self.learning_signal = plan.learning_signal
         self.reset_after_step = reset_after_step
         self.check_finite = check_finite

@@ -147,3 +147,54 @@ class States(nn.Module):
     def forward(self, x: Tensor, state: Any = None) -> Any:
         spikes, *state = self.neuron(self.below(x), *(state or ()))
         return spikes, tuple(state)
+
+
+HALF: dict[str, Callable[[], nn.Module]] = {
+    "Leaky": lambda: Around(snn.Leaky(0.9, threshold=0.3, init_hidden=True)),
+    "Leaky, zero": lambda: Around(snn.Leaky(0.9, threshold=0.3, reset_mechanism="zero", init_hidden=True)),
+    "RLeaky": lambda: Around(snn.RLeaky(0.9, threshold=0.3, linear_features=WIDTH, init_hidden=True)),
+    **{name: (lambda name=name: Around(CELLS[name]())) for name in ("LIFCell", "LIFRecurrentCell", "LIFBoxCell")},
+}
+
+
+class Deep(nn.Module):
+    """Two layers and a readout, so that all of the window is in half precision."""
+
+    def __init__(self, around: Around) -> None:
+        super().__init__()
+        self.first, self.second = around, nn.Linear(WIDTH, 3)
+        self.readout = snn.Leaky(0.9, reset_mechanism="none", init_hidden=True, output=True)
+        self.hidden = isinstance(around.cell, snn.SpikingNeuron)
+
+    def forward(self, x: Tensor, state: Any = None) -> Any:
+        if self.hidden:
+            spikes, state = self.first.cell(self.first.below(x)), None
+        else:
+            spikes, state = self.first.cell(self.first.below(x), state)
+        return self.readout(self.second(spikes))[1], state
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_in_half_precision_they_do_what_the_modules_do(name: str) -> None:
+    """Under autocast currents come in bfloat16, and membranes are what promotion makes of them."""
+    found = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        model = Deep(HALF[name]())
+        xs = (torch.rand(STEPS, BATCH, 4) < 0.5).float()
+        with pytest.MonkeyPatch.context() as patch, STLLRLearner(model, rule=RULES["triangle"]) as learner:
+            if fused:
+                patch.setattr(windows_neuron, "scan_steps", lambda *_: pytest.fail("ran step by step"))
+            else:
+                patch.setattr(windows_neuron, "scan_leaky", lambda *_: None)
+                patch.setattr(windows_neuron, "scan_norse", lambda *_: None)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                result = learner.run(model, xs, None, lambda out, _: out.float().square().mean(), window=4)
+            assert result.steps_because is None
+        found.append((gradients(model), result.outputs))
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=0.02, atol=0.01)
+    for parameter, gradient in found[0][0].items():
+        wanted = found[1][0][parameter]
+        assert (gradient - wanted).norm() <= 0.02 * wanted.norm(), parameter

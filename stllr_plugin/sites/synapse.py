@@ -149,7 +149,9 @@ class SynapseSite:
 
     def product(self, weight: Tensor, terms: Sequence[Term]) -> Tensor:
         """The gradient, of the shape and dtype of the weight."""
-        dtype = weight.dtype if weight.dtype in (torch.float32, torch.float64) else torch.float32
+        dtype = self.learner.product_dtype
+        if dtype is None:
+            dtype = weight.dtype if weight.dtype in (torch.float32, torch.float64) else torch.float32
         terms = [(x.to(dtype), g.to(dtype)) for x, g in terms]
         return self._weight_gradient(terms, weight.to(dtype)).to(weight.dtype)
 

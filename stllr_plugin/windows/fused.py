@@ -81,6 +81,7 @@ class FusedScan(Scan):
 
 
 _HEAVISIDE: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+_DTYPES: WeakKeyDictionary[Any, dict[torch.dtype, torch.dtype]] = WeakKeyDictionary()
 
 
 def fires_above_zero(surrogate: Any) -> bool:
@@ -94,6 +95,15 @@ def fires_above_zero(surrogate: Any) -> bool:
     return known
 
 
+def spike_dtype(surrogate: Any, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the spikes that a spike function gives for membranes of some dtype: snnTorch's give float32."""
+    known = _DTYPES.setdefault(surrogate, {})
+    if dtype not in known:
+        with torch.no_grad():
+            known[dtype] = surrogate(torch.zeros(1, dtype=dtype)).dtype
+    return known[dtype]
+
+
 def spike_product(spikes: Tensor, weight: Tensor, parts: list[list[Tensor]]) -> Tensor | None:
     """``spikes @ weight^T`` for spikes [B, in] of which few are 1; None where that is better done densely.
 
@@ -102,7 +112,7 @@ def spike_product(spikes: Tensor, weight: Tensor, parts: list[list[Tensor]]) -> 
         weight: [out, in].
         parts: Holds the transposed weight from the first call of a window on.
     """
-    if spikes.dim() != 2 or weight.dtype != torch.float32:
+    if spikes.dim() != 2 or weight.dtype != torch.float32 or torch.is_autocast_enabled(spikes.device.type):
         return None
     found = SparseMatrix.of(spikes, len(weight), binary=True)
     if found is None:

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from stllr_plugin.graft import SynapseCall
 from stllr_plugin.sites.synapse import ModuleSite
 from stllr_plugin.synapses import ConvSynapse, LinearSynapse
-from stllr_plugin.windows.fused import FusedScan, fires_above_zero, spike_product
+from stllr_plugin.windows.fused import FusedScan, fires_above_zero, spike_dtype, spike_product
 from stllr_plugin.windows.scan import InnerSynapse, Scan
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def scan_leaky(
     recurrent = _Recurrence.of(site) if hasattr(module, "recurrent") else None
     if hasattr(module, "recurrent") and recurrent is None:
         return None
-    if current.dtype not in (torch.float32, torch.float64):
-        return None  # the surrogates' spikes are float32, and with them some of the membranes, but not all
+    if not current.is_floating_point():
+        return None
     inputs = current.detach().reshape(window.num_steps, window.batch, *current.shape[1:])
     names = site.adapter.state_buffers(module)
     states = {name: module._buffers[name] for name in names}
@@ -85,11 +85,16 @@ def _run(
     beta, threshold = module.beta.clamp(0, 1), module.threshold
     how = module.reset_mechanism_val  # 0 subtracts the threshold, 1 sets to zero, 2 leaves the membrane
     at_once = not module.reset_delay and how != 2
+    # Under autocast currents come in half precision; what they make with float32 spikes or membranes is float32.
+    fired = spike_dtype(module.spike_grad, inputs.dtype)
+    dtype = torch.promote_types(inputs.dtype, mem.dtype)
+    dtype = dtype if how == 2 else torch.promote_types(dtype, fired)
+    mem = mem.to(dtype)
     # As snnTorch decides: u - threshold > 0, also for the reset that is due from the step before.
-    reset = torch.gt(mem - threshold, 0).to(inputs.dtype)
-    distances, spikes = torch.empty_like(inputs), torch.empty_like(inputs)
-    returned = torch.empty_like(inputs) if keep else None
-    buffer = torch.empty_like(inputs[0])
+    reset = torch.gt(mem - threshold, 0).to(fired)
+    distances, spikes = torch.empty_like(inputs, dtype=dtype), torch.empty_like(inputs, dtype=fired)
+    returned = torch.empty_like(distances) if keep else None
+    buffer = torch.empty_like(distances[0])
     memory = [buffer] * len(inputs) if returned is None else returned.unbind(0)
     for x, v, y, u in zip(inputs.unbind(0), distances.unbind(0), spikes.unbind(0), memory, strict=True):
         if how == 1:
@@ -107,7 +112,7 @@ def _run(
         torch.gt(v, 0, out=y)
         if at_once:
             u.addcmul_(y - reset, threshold, value=-1)
-            reset = torch.gt(u - threshold, 0).to(inputs.dtype)
+            reset = torch.gt(u - threshold, 0).to(fired)
         else:
             reset = y
         mem, spk = u, y

@@ -42,8 +42,7 @@ def scan_norse(
     """
     if not _is_plain(site) or set(kwargs) - {"state"} or len(args) + len(kwargs) > 1:
         return None
-    usual = current.dtype in (torch.float32, torch.float64) and not current.is_sparse
-    if not usual or torch.is_autocast_enabled(current.device.type):
+    if not current.is_floating_point() or current.is_sparse:
         return None
     recurrent = type(site.module).__name__ == "LIFRecurrentCell"
     if recurrent and current.dim() != 2:
@@ -72,6 +71,15 @@ def _is_plain(site: NeuronSite) -> bool:
     )
 
 
+def _dtype(inputs: Tensor, state: Any) -> torch.dtype:
+    """Of the membranes: under autocast inputs come in half precision, but most states begin in float32."""
+    dtype = inputs.dtype
+    for value in state:
+        if value.dim() > 0:
+            dtype = torch.promote_types(dtype, value.dtype)
+    return dtype
+
+
 def _start(value: Tensor, like: Tensor) -> Tensor:
     """A state as a tensor of the shape and dtype of the neurons; Norse begins with a single number."""
     return value.detach().to(like.dtype).expand_as(like)
@@ -82,10 +90,11 @@ def _integrate(site: NeuronSite, window: Window, current: Tensor, state: Any) ->
     module: Any = site.module
     p, dt = module.p, module.dt
     inputs = current.reshape(window.num_steps, window.batch, *current.shape[1:])
-    membranes, v = torch.empty_like(inputs), _start(state.v, inputs[0])
+    membranes = torch.empty_like(inputs, dtype=_dtype(inputs, state))
+    v = _start(state.v, membranes[0])
     boxed = not hasattr(state, "i")
-    currents = None if boxed else torch.empty_like(inputs)
-    i = None if boxed else _start(state.i, inputs[0])
+    currents = None if boxed else torch.empty_like(membranes)
+    i = None if boxed else _start(state.i, membranes[0])
     rate, lost = dt * p.tau_mem_inv, 0.0 if boxed else -dt * p.tau_syn_inv
     for t, x in enumerate(inputs.unbind(0)):
         jump = x if i is None else i + x
@@ -117,12 +126,12 @@ def _spiking(site: NeuronSite, window: Window, current: Tensor, state: Any, recu
     inputs = _projected(current, module.input_weights.detach()) if recurrent else current
     inputs = inputs.reshape(steps, batch, *inputs.shape[1:])
     boxed = not hasattr(state, "i")
-    v = _start(state.v, inputs[0])
-    i = None if boxed else _start(state.i, inputs[0])
-    z = _start(state.z, inputs[0]) if recurrent else None
+    distances, spikes, membranes = (torch.empty_like(inputs, dtype=_dtype(inputs, state)) for _ in range(3))
+    v = _start(state.v, membranes[0])
+    i = None if boxed else _start(state.i, membranes[0])
+    z = _start(state.z, membranes[0]) if recurrent else None
     before, parts = z, []  # type: ignore[var-annotated]
-    distances, spikes, membranes = (torch.empty_like(inputs) for _ in range(3))
-    currents = None if boxed else torch.empty_like(inputs)
+    currents = None if boxed else torch.empty_like(membranes)
     rate, lost = dt * p.tau_mem_inv, 0.0 if boxed else -dt * p.tau_syn_inv
     for t, x in enumerate(inputs.unbind(0)):
         if i is None:
@@ -175,7 +184,8 @@ def _spiking(site: NeuronSite, window: Window, current: Tensor, state: Any, recu
 
 def _projected(x: Tensor, weight: Tensor) -> Tensor:
     """The currents that all inputs of a window make."""
-    found = SparseMatrix.of(x, len(weight)) if weight.dtype == torch.float32 else None
+    exact = weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
+    found = SparseMatrix.of(x, len(weight)) if exact else None
     product: Tensor = functional.linear(x, weight) if found is None else SparseLinear.apply(x, found, weight, None)
     return product
 

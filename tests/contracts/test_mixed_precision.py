@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from stllr_plugin import STLLRLearner
+from stllr_plugin.errors import RuleError
 from tests.contracts.networks import (
     RULE,
     STEPPING,
@@ -166,3 +167,34 @@ def test_traces_of_bfloat16_spikes_are_summed_in_float32():
         for _ in range(300):
             net(torch.ones(2, 12, dtype=torch.bfloat16))
     assert (learner.traces()["fc1->lif1"]["pre"] == 300).all()
+
+
+@ALL
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("fold_steps", [1, 3])
+def test_products_in_bfloat16_round_only_the_products(kind, autocast, fold_steps):
+    """8 bits of each factor and of each product: the direction stays, and the traces are the same."""
+    found = []
+    for dtype in (None, torch.bfloat16):
+        net = build(kind)
+        learner = STLLRLearner(
+            net, adam(net), rule=RULE, product_dtype=dtype, fold_steps=fold_steps, num_steps=len(spikes(4))
+        )
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            run_steps(net, spikes(4), labels())
+        found.append((gradients(net), learner.traces()))
+        assert all(parameter.grad.dtype == torch.float32 for parameter in net.parameters())
+    rounded = [not torch.equal(found[0][0][name], found[1][0][name]) for name in found[0][0] if "weight" in name]
+    assert any(rounded)
+    for name, wanted in found[0][0].items():
+        assert (found[1][0][name] - wanted).norm() <= 0.01 * wanted.norm(), name
+    for edge, traces in found[0][1].items():
+        for trace, values_ in traces.items():
+            assert torch.equal(found[1][1][edge][trace], values_)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, "bfloat16"])
+def test_other_dtypes_for_products_are_refused(dtype):
+    net = build(Hidden)
+    with pytest.raises(RuleError, match="product_dtype"):
+        STLLRLearner(net, adam(net), rule=RULE, product_dtype=dtype)
