@@ -190,7 +190,7 @@ def test_products_in_bfloat16_round_only_the_products(kind, autocast, fold_steps
         assert (found[1][0][name] - wanted).norm() <= 0.01 * wanted.norm(), name
     for edge, traces in found[0][1].items():
         for trace, values_ in traces.items():
-            assert torch.equal(found[1][1][edge][trace], values_)
+            assert values_ is None or torch.equal(found[1][1][edge][trace], values_)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, "bfloat16"])
