@@ -158,3 +158,22 @@ def test_loops_agree_in_bfloat16(algorithm):
         for loop in LOOPS
     ]
     assert_same(*results, 5e-3)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_products_in_bfloat16(precision):
+    """The task hands it to the learner: nearly the same weights, and not the very same."""
+    loader = make_loader(batch_size=8)
+    one, _ = trained(loader, {"precision": precision})
+    other, _ = trained(loader, {"precision": precision}, products="bfloat16")
+    start = weights(make_network())
+    moved = {name: value - start[name] for name, value in weights(one.network).items()}
+    differences = {name: value - start[name] - moved[name] for name, value in weights(other.network).items()}
+    assert any(difference.abs().max() > 0 for difference in differences.values())
+    for name, difference in differences.items():
+        assert difference.norm() <= 0.1 * moved[name].norm(), name
+
+
+def test_other_products_are_refused():
+    with pytest.raises(ValueError, match="products='float16'"):
+        make_task(products="float16")
