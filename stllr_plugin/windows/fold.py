@@ -42,7 +42,7 @@ def last_trace(before: Tensor | None, x: Tensor, decay: float) -> Tensor:
     if num_steps == 1:
         end = x[0].clone()
     else:
-        weights = torch.tensor([decay ** (num_steps - 1 - t) for t in range(num_steps)], dtype=x.dtype).to(x.device)
+        weights = torch.pow(decay, torch.arange(num_steps - 1, -1, -1, dtype=x.dtype, device=x.device))
         end = (weights @ x.reshape(num_steps, -1)).view(x.shape[1:])
     if before is not None:
         end.add_(before.to(x.device, x.dtype), alpha=decay**num_steps)
