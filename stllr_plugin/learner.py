@@ -853,6 +853,9 @@ class STLLRLearner(OptimizerFacade):
         result: dict[str, dict[str, Tensor | None]] = {}
         for _, traces, edge, rule in self._running_edges():
             post = traces.posts.get((resolve_psi(rule.psi), rule.lambda_post))
+            edge.lent = True
+            if post is not None:
+                post.lent = True
             result[edge.name] = {"pre": edge.pre, "post": None if post is None else post.trace}
         return result
 

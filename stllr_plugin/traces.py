@@ -27,31 +27,42 @@ class EdgeTraces:
     Attributes:
         name: ``"<synapse>-><neuron>"``.
         pre: tr_x, shape of the synapse's input [B, ...]; None before the first step.
+        lent: Whether somebody else may hold ``pre``, which must then not be changed in place.
         waiting: Gradients of the last steps that have not been multiplied yet (``fold_steps``).
         interrupted: Whether the trace has been changed since, other than by a step.
     """
 
     name: str
     pre: Tensor | None = None
+    lent: bool = False
     waiting: FoldedSteps | None = None
     interrupted: bool = False
 
-    def advance(self, x: Tensor, decay: float) -> Tensor:
-        """``tr_x[t] = decay * tr_x[t-1] + x[t]``; returns tr_x[t]. Kept in float32 for half-precision inputs."""
+    def advance(self, x: Tensor, decay: float, lend: bool = True) -> Tensor:
+        """``tr_x[t] = decay * tr_x[t-1] + x[t]``; returns tr_x[t]. Kept in float32 for half-precision inputs.
+
+        Args:
+            x: The input.
+            decay: lambda_pre.
+            lend: Whether the caller keeps what is returned beyond the next step.
+        """
         x = full_precision(x.detach())
         if self.pre is not None and self.pre.shape != x.shape:
             raise StateError(
                 f"Edge {self.name}: the input has shape {tuple(x.shape)}, but the trace of this sequence has "
                 f"{tuple(self.pre.shape)}. Call learner.reset() before a batch of another size."
             )
-        # Out of place: the graph of an earlier step may still hold the old trace. The first trace is a copy, since the
-        # caller may use the memory of the input again for the next one.
+        # The graph of an earlier step may still hold the old trace. The first trace is a copy, since the caller may use
+        # the memory of the input again for the next one.
+        lent, self.lent = self.lent, lend
         if decay == 0.0:
             self.pre = x
         elif self.pre is None:
             self.pre = x.clone()
-        else:
+        elif lent or lend or self.pre.dtype != x.dtype or self.pre.device != x.device:
             self.pre = torch.add(x, self.pre.to(x.device, x.dtype), alpha=decay)
+        else:
+            torch.add(x, self.pre, alpha=decay, out=self.pre)
         return self.pre
 
     def gradient_of_waiting(self) -> Tensor | None:
@@ -65,19 +76,36 @@ class EdgeTraces:
 
 @dataclass(slots=True)
 class PostTrace:
-    """tr_psi of a neuron for one choice of psi and lambda_post; shape [B, *neuron shape]."""
+    """tr_psi of a neuron for one choice of psi and lambda_post; shape [B, *neuron shape].
+
+    Attributes:
+        psi: psi.
+        decay: lambda_post.
+        trace: tr_psi.
+        lent: Whether somebody else may hold ``trace``, which must then not be changed in place.
+    """
 
     psi: Psi | None
     decay: float
     trace: Tensor | None = None
+    lent: bool = False
 
-    def advance(self, psi: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Moves on to ``tr_psi[t] = decay * tr_psi[t-1] + psi(v[t])``; returns tr_psi[t-1] and tr_psi[t]."""
+    def advance(self, psi: Tensor, lend: bool) -> tuple[Tensor | None, Tensor]:
+        """Moves on to ``tr_psi[t] = decay * tr_psi[t-1] + psi(v[t])``; returns tr_psi[t-1] and tr_psi[t].
+
+        Args:
+            psi: psi(v[t]).
+            lend: Whether the caller keeps them. If not, the first is of no use.
+        """
         before = self.trace
+        lent, self.lent = self.lent, lend
         if before is None or self.decay == 0.0:
-            self.trace = psi
-        else:
+            self.trace, self.lent = psi, True
+        elif lent or lend or before.dtype != psi.dtype or before.device != psi.device:
             self.trace = torch.add(psi, before.to(psi.device, psi.dtype), alpha=self.decay)
+        else:
+            torch.add(psi, before, alpha=self.decay, out=before)
+        assert self.trace is not None
         return before, self.trace
 
 

@@ -495,3 +495,39 @@ def test_run_is_for_training() -> None:
     net.eval()
     with pytest.raises(StateError, match="run\\(\\) trains"):
         learner.run(net, x, y, functional.cross_entropy)
+
+
+class InPlace(Around):
+    """Changes spikes that the layer above has taken in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neuron(self.below(x))
+        output = self.above_neuron(self.above(spikes))
+        spikes.mul_(0.5)
+        return output  # type: ignore[no-any-return]
+
+
+def test_inputs_that_are_changed_in_place_are_named() -> None:
+    model = InPlace(leaky(0.1)).double()
+    model.above_neuron = leaky(0.1).double()
+    x, y = data("leaky")
+    with STLLRLearner(model, rule=RULE) as learner, pytest.raises(StateError, match="'above' was changed in place"):
+        learner.run(model, x, y, functional.cross_entropy, window=3)
+
+
+def test_a_window_can_be_gone_back_through_twice() -> None:
+    """As a loss in two parts needs it."""
+    found = []
+    for twice in (True, False):
+        model = network("recurrent")
+        x, y = data("recurrent")
+
+        def backward(loss: Tensor, twice: bool = twice) -> None:
+            (0.25 * loss if twice else loss).backward(retain_graph=twice)
+            if twice:
+                (0.75 * loss).backward()
+
+        with STLLRLearner(model, rule=RULE) as learner:
+            learner.run(model, x, y, functional.cross_entropy, window=4, backward=backward)
+        found.append(gradients(model))
+    torch.testing.assert_close(found[0], found[1])

@@ -249,7 +249,7 @@ class NeuronSite:
             rule = self.rule_for(call.site.rule)
             for _, member, _ in members:
                 self._consume(member, index)
-            trace = edge.advance(call.x, float(rule.lambda_pre))
+            trace = edge.advance(call.x, float(rule.lambda_pre), lend=with_graph)
             inputs.append(SynapticInput(call, [(node, identity) for node, _, identity in members], trace, rule, edge))
 
         posts, psi_carries = self._advance_posts(step, traces, inputs, with_graph)
@@ -354,7 +354,7 @@ class NeuronSite:
             if rule.alpha_post != 0.0:
                 key = (resolve_psi(rule.psi), rule.lambda_post)
                 if key not in around:
-                    around[key] = traces.posts.setdefault(key, PostTrace(*key)).advance(psi_of(rule))
+                    around[key] = traces.posts.setdefault(key, PostTrace(*key)).advance(psi_of(rule), with_graph)
                 seen = around[key][1 if rule.convention == "current" else 0]
             if with_graph:
                 posts[rule] = PostFactor(psi_of(rule), seen)

@@ -142,10 +142,7 @@ class SynapseSite:
     def check_input(self, call: SynapseCall) -> None:
         """Raises StateError if the input of a call was changed in place since."""
         if call.x._version != call.version:
-            raise StateError(
-                f"The input of synapse {self.name!r} was changed in place between its forward and the backward pass. "
-                "Use the out-of-place operation (y = y * mask, not y *= mask), or pass x.clone() to the layer."
-            )
+            raise StateError(changed_in_place(repr(self.name)))
 
     def product(self, weight: Tensor, terms: Sequence[Term]) -> Tensor:
         """The gradient, of the shape and dtype of the weight."""
@@ -334,6 +331,14 @@ class ModuleSite(SynapseSite):
             )
         x = args[0] if args else kwargs[self.synapse.input_name]
         return self.tag(x, output, opened.weight, opened.bias, opened.parameters[0])
+
+
+def changed_in_place(name: str) -> str:
+    """Message of the error where an input was changed between forward and backward pass."""
+    return (
+        f"The input of synapse {name} was changed in place between its forward and the backward pass. Use the "
+        "out-of-place operation (y = y * mask, not y *= mask), or pass x.clone() to the layer."
+    )
 
 
 class _BeforeSynapse(Hook):

@@ -14,9 +14,11 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from stllr_plugin.activations import Psi, Spike, resolve_psi
+from stllr_plugin.errors import StateError
 from stllr_plugin.graft import SynapseCall, find_calls
 from stllr_plugin.neurons.base import map_tensors
 from stllr_plugin.rule import STLLRRule
+from stllr_plugin.sites.synapse import changed_in_place
 from stllr_plugin.synapses import Term
 from stllr_plugin.traces import EdgeTraces, NeuronTraces, PostTrace, full_precision
 from stllr_plugin.windows.errors import NeedsStepsError
@@ -24,13 +26,11 @@ from stllr_plugin.windows.fold import WindowPost, by_steps, fold, last_trace
 from stllr_plugin.windows.leaky import scan_leaky
 from stllr_plugin.windows.norse_cells import scan_norse
 from stllr_plugin.windows.scan import Scan, scan_steps
+from stllr_plugin.windows.window import GIVEN_UP
 
 if TYPE_CHECKING:
     from stllr_plugin.sites import NeuronSite
     from stllr_plugin.windows.window import Window
-
-
-_GIVEN_UP = torch.empty(0)
 
 
 @dataclass(slots=True, eq=False)
@@ -135,20 +135,25 @@ class WindowRecord:
         return carried, weights, parameters
 
     def give_up(self) -> list[Tensor | None]:
-        """Hands over the psi of all rules, for autograd to keep: it lets go of them as soon as they are not needed."""
+        """Hands over inputs and psi, for autograd to keep: it lets go of them as soon as they are not needed."""
         given: list[Tensor | None] = [self.psi_carries]
         self.psi_carries = None
         for post in self.posts.values():
             given.append(post.psi)
-            post.psi = _GIVEN_UP
+            post.psi = GIVEN_UP
+        for synaptic in self.inputs:
+            given.append(synaptic.x)
+            synaptic.x = GIVEN_UP
         return given
 
     def take_back(self, given: Sequence[Tensor | None]) -> None:
         """Puts back what :meth:`give_up` gave."""
-        self.psi_carries, *psis = given
-        for post, psi in zip(self.posts.values(), psis, strict=True):
-            assert psi is not None
-            post.psi = psi
+        kept = iter(given)
+        self.psi_carries = next(kept)
+        for post in self.posts.values():
+            post.psi = next(kept)  # type: ignore[assignment]
+        for synaptic in self.inputs:
+            synaptic.x = next(kept)  # type: ignore[assignment]
 
     def _direct(self, members: list[int]) -> bool:
         """Whether u is the plain sum of these synapses' outputs and others: a gradient of u is theirs as well."""
@@ -248,7 +253,13 @@ class WindowGraft(Function):
         mask = record.learner.supervision.mask
         deltas = tuple(None if delta is None else mask(delta, record.step) for delta in deltas)
         shown = next(delta for delta in deltas if delta is not None)
-        record.take_back(ctx.saved_tensors)
+        try:
+            record.take_back(ctx.saved_tensors)
+        except RuntimeError as error:  # torch looks whether they were changed in place; so does `check_input`
+            if "inplace" not in str(error):
+                raise
+            names = " or ".join(repr(synaptic.call.site.name) for synaptic in record.inputs)
+            raise StateError(changed_in_place(names)) from error
         try:
             with torch.autocast(device_type=shown.device.type, enabled=False):
                 carried, weights, parameters = record.gradients(list(deltas))
@@ -293,6 +304,8 @@ def run_neuron(
     grafted = {id(leaf): output for leaf, output in zip(scan.leaves, outputs, strict=True)}
     output = map_tensors(scan.output, lambda leaf: grafted[id(leaf)])
     scan.output, scan.leaves = None, []  # only what comes after has a use for them
+    for inner in scan.inner:
+        inner.x = GIVEN_UP
     return output
 
 
@@ -325,11 +338,12 @@ def _advance_edges(
             edge = traces.edges[key] = EdgeTraces(site.learner.edge_name(call.site.name, site.name, 0, 0))
         rule = site.rule_for(call.site.rule)
         call.consumers[site.name] = index
+        window.calls.append(call)
         full = full_precision(x)
         if edge.pre is not None and edge.pre.shape != full.shape[1:]:
             raise NeedsStepsError(f"the batch of edge {edge.name} has changed")
         synaptic = WindowInput(call, full, edge.pre, rule)
-        edge.pre = last_trace(edge.pre, full, float(rule.lambda_pre))
+        edge.pre, edge.lent = last_trace(edge.pre, full, float(rule.lambda_pre)), False
         return synaptic
 
     for node, call, identity in calls:
@@ -377,7 +391,7 @@ def _advance_posts(
         if rule.alpha_post != 0.0 and key not in before:
             post = traces.posts.setdefault(key, PostTrace(*key))
             before[key], psi = post.trace, psi_of(rule)
-            post.trace = last_trace(post.trace, psi, rule.lambda_post)
+            post.trace, post.lent = last_trace(post.trace, psi, rule.lambda_post), False
         if supervised:
             posts[rule] = WindowPost(rule, psi_of(rule), before.get(key))
     carries = psi_of(site.rule) if supervised and site.rule.propagate == "psi" else None

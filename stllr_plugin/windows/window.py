@@ -18,8 +18,12 @@ from stllr_plugin.windows.errors import NeedsStepsError
 from stllr_plugin.windows.takeover import Takeover
 
 if TYPE_CHECKING:
+    from stllr_plugin.graft import SynapseCall
     from stllr_plugin.learner import STLLRLearner
     from stllr_plugin.sites import NeuronSite
+
+
+GIVEN_UP = torch.empty(0)  # in place of a tensor that autograd keeps for us
 
 
 def _sparse(module: nn.Linear, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,6 +40,7 @@ class Window:
         num_steps: K.
         batch: B.
         supervised: Whether a loss is given to these steps; else nothing keeps a graph.
+        calls: Synapse calls that neurons have taken in.
     """
 
     def __init__(self, learner: STLLRLearner, num_steps: int, batch: int, supervised: bool) -> None:
@@ -44,6 +49,7 @@ class Window:
         self.num_steps = num_steps
         self.batch = batch
         self.supervised = supervised
+        self.calls: list[SynapseCall] = []
         self._runs: dict[str, int] = {}
         replacements: list[tuple[nn.Module, Callable[[Callable[..., Any]], Callable[..., Any]]]] = []
         for site in learner.neurons:
@@ -70,6 +76,9 @@ class Window:
         """Gives them back."""
         self._takeover.__exit__(*error)
         self.learner.window = None
+        for call in self.calls:  # their neurons have them
+            call.x, call.version = GIVEN_UP, GIVEN_UP._version
+        self.calls.clear()
 
     def _neuron(self, site: NeuronSite) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         from stllr_plugin.windows.neuron import run_neuron
