@@ -130,7 +130,8 @@ def _memory(memory: dict[str, Any]) -> list[str]:
     lines = [
         f"## Peak memory of one batch: {memory['name']}, {supervised(memory)}",
         "",
-        "Above the process that holds the network, the optimizer's state and the data. In brackets: to BPTT.",
+        "Above the process that holds the network, the optimizer's state and the data. In brackets: to BPTT. "
+        f"Window of run(): {memory['window']} steps.",
         "",
         f"| contender | {' | '.join(head)} |",
         "|---" * (len(head) + 1) + "|",
@@ -141,6 +142,13 @@ def _memory(memory: dict[str, Any]) -> list[str]:
             ratio = f" ({values[step] / base[step]:.2f})" if step in values and base.get(step) else ""
             cells.append(f"{format_bytes(values[step])}{ratio}" if step in values else "")
         lines.append(f"| {label(who)} | {' | '.join(cells)} |")
+    by_window = sorted(memory["run_bytes_by_window"].items(), key=lambda item: int(item[0]))
+    if by_window:
+        whole = base.get(memory["ratio_steps"])
+        lines += ["", f"| window of run(), T={memory['ratio_steps']} | peak memory |", "|---|---|"]
+        for window, size in by_window:
+            ratio = f" ({size / whole:.2f})" if whole else ""
+            lines.append(f"| {window} | {format_bytes(size)}{ratio} |")
     return [*lines, *_absent(memory["absent"])]
 
 

@@ -94,6 +94,8 @@ class Memory:
         ratio_targets: Contender to the highest allowed share of BPTT's memory there.
         flat: Contenders whose memory may not grow from their first to their last number of steps.
         flat_within: By how much it may all the same, as a share.
+        windows: Time steps of the windows of ``learner.run`` to measure with at ``ratio_steps``, the first of them at
+            the other numbers of steps too; the workload's own if empty.
     """
 
     steps: dict[str, list[int]]
@@ -102,6 +104,7 @@ class Memory:
     ratio_targets: dict[str, float] = field(default_factory=dict)
     flat: list[str] = field(default_factory=list)
     flat_within: float = 0.05
+    windows: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _known(self.steps, "memory.steps")
@@ -111,6 +114,7 @@ class Memory:
             raise SettingsError(f"memory.steps has nothing for {', '.join(sorted(missing))}.")
         for values in self.steps.values():
             _positive(**{"a number of time steps": min(values, default=0)})
+        _positive(windows=min(self.windows, default=1))
 
 
 @dataclass(frozen=True)
