@@ -43,6 +43,7 @@ memory:
   ratio_targets: {stllr_run: 0.5}
   steps: {snntorch_bptt: [7], stllr_run: [7]}
 """
+FLAGS = ("products", "autocast")
 CURVES = """
 workload:
   title: small
@@ -158,6 +159,23 @@ def test_without_the_device_it_says_so(small, tmp_path, monkeypatch, capsys):
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["machine"]["device"] == "cpu"
     assert "Run on the CPU: no CUDA device was found" in (tmp_path / "results.md").read_text()
+
+
+def test_bfloat16(workload, tmp_path, monkeypatch):
+    """Autocast is on for all, and the learners multiply in bfloat16."""
+    seen = set()
+    plain = contenders._Made.learner
+
+    def watched(self, network, **options):
+        learner = plain(self, network, **options)
+        seen.add((learner.product_dtype, self.workload.autocast))
+        return learner
+
+    monkeypatch.setattr(contenders._Made, "learner", watched)
+    output = tmp_path / "results"
+    assert main(["--settings", str(tmp_path), "--only", "small", "--output", str(output), "--bfloat16", *FLAGS]) == 0
+    assert seen == {(torch.bfloat16, True)}
+    assert "bfloat16 products; bfloat16 autocast" in (output / "results.md").read_text()
 
 
 def test_contenders_alternate():

@@ -54,6 +54,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="MODE",
         help="with torch.compile as well, in these modes (default, reduce-overhead: CUDA graphs); both on CUDA",
     )
+    parser.add_argument(
+        "--bfloat16",
+        nargs="+",
+        choices=["products", "autocast"],
+        default=[],
+        help="the learner's product_dtype; autocast for all",
+    )
     found = parser.parse_args(argv)
     for name in ("threads", "rounds"):
         if getattr(found, name) is not None and getattr(found, name) < 1:
@@ -83,6 +90,13 @@ class _Run:
         self.options = Options(self.device, arguments.rounds, tuple(modes))
         folder: Path = arguments.settings or (SETTINGS / "quick" if arguments.quick else SETTINGS)
         self.workloads, self.curves, self.long = read(folder)
+        changes: dict[str, Any] = {"products": "bfloat16"} if "products" in arguments.bfloat16 else {}
+        changes |= {"autocast": True} if "autocast" in arguments.bfloat16 else {}
+        words = "".join(f"; bfloat16 {word}" for word in arguments.bfloat16)
+        self.workloads = {
+            name: workload.changed({**changes, "title": workload.title + words})
+            for name, workload in self.workloads.items()
+        }
         self.parts = _chosen(arguments.only, [*self.workloads, *OTHER_PARTS])
         self.results: dict[str, Any] = {
             "machine": machine.describe(self.device),

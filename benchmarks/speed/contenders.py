@@ -76,7 +76,14 @@ class _Made:
 
     def train(self, contender: str) -> Train:
         found: Train = getattr(self, contender)()
-        return found
+        if not self.workload.autocast:
+            return found
+
+        def under_autocast(x: Tensor, y: Tensor) -> None:
+            with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16):
+                found(x, y)
+
+        return under_autocast
 
     def first(self, x: Tensor) -> int:
         """The first supervised step."""
@@ -102,6 +109,7 @@ class _Made:
             self.optimizer(network),
             rule=make_rule(workload.rule),
             layer_rules={pattern: make_rule(rule) for pattern, rule in workload.layer_rules.items()},
+            product_dtype=torch.bfloat16 if workload.products == "bfloat16" else None,
             **options,
         )
 

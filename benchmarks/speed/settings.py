@@ -131,6 +131,8 @@ class Workload:
         densities: Shares of ones in the input.
         window: Time steps of a window of ``learner.run``.
         fold_steps: Of the learner, for the contender that folds.
+        autocast: Whether all run under bfloat16 autocast.
+        products: "bfloat16" for the learner's ``product_dtype``; else "float32".
         rule: Preset of the learning rule.
         layer_rules: Name pattern to preset or fields, for layers with a rule of their own.
         learning_rate: So small that the activity stays the same for all.
@@ -151,6 +153,8 @@ class Workload:
     window: int
     cases: list[Case]
     fold_steps: int = 5
+    autocast: bool = False
+    products: str = "float32"
     rule: str = "dvs_gesture"
     layer_rules: dict[str, Any] = field(default_factory=dict)
     learning_rate: float = 1e-6
@@ -170,6 +174,8 @@ class Workload:
             warm_up=self.warm_up,
             learning_rate=self.learning_rate,
         )
+        if self.products not in ("float32", "bfloat16"):
+            raise SettingsError(f'products={self.products!r}: expected "float32" or "bfloat16".')
         for density in self.densities:
             if not 0 <= density <= 1:
                 raise SettingsError(f"densities: {density} is no share of ones; expected 0 to 1.")
