@@ -58,14 +58,15 @@ def _ratios(workload: dict[str, Any], folder: Path) -> Path:
 
 
 def _memory(memory: dict[str, Any], folder: Path) -> Path:
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
     for name, values in memory["peak_bytes"].items():
         steps = sorted(values)
         axes.plot(steps, [values[s] / 1e6 for s in steps], marker="o", color=_colour(name), label=label(name))
     axes.set_xlabel("time steps")
     axes.set_ylabel("peak memory of a batch, MB")
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=8)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set_title(f"{memory['title']}: {supervised(memory)} supervised", fontsize=10)
     _tidy(axes)
     return _save(figure, folder / f"memory_{memory['name']}.png")

@@ -12,7 +12,7 @@ from lightning_modules.plots import GRID, INK, SOFT
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PALETTE = ("#2a9d6f", "#e07a2f", "#2f6690", "#7a5195", "#d1495b", "#b08900", "#4d908e", "#8d6e63")
+PALETTE = ("#2a9d6f", "#e07a2f", "#2f6690", "#7a5195", "#d1495b", "#b08900", "#4d908e", "#8d6e63", "#7f8c8d", "#c06c84")
 
 Colours = Mapping[str, str]
 
