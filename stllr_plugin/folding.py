@@ -80,14 +80,19 @@ class FoldedSteps:
     def _begin(self, call: SynapseCall, trace: Tensor, factor: Tensor) -> None:
         self.call = call
         self.causal.clear()
-        if self.inputs is None or self.inputs.shape[1:] != trace.shape or self.inputs.device != trace.device:
-            self.inputs = trace.new_empty(self.limit + 1, *trace.shape)
-        if self.factors is None or self.factors.shape[1:] != factor.shape or self.factors.device != factor.device:
-            self.factors = full_precision(factor).new_empty(self.limit + 1, *factor.shape)
+        self.inputs = self._room(self.inputs, trace)
+        self.factors = self._room(self.factors, full_precision(factor))
         self.inputs[0].copy_(trace)
 
+    def _room(self, before: Tensor | None, like: Tensor) -> Tensor:
+        """Memory for all steps, the same again if it fits."""
+        fits = before is not None and before.shape[1:] == like.shape
+        if fits and before.dtype == like.dtype and before.device == like.device:  # type: ignore[union-attr]
+            return before  # type: ignore[return-value]
+        return like.new_empty(self.limit + 1, *like.shape)
+
     def take(self) -> tuple[Tensor, Tensor]:
-        """The inputs [steps, ...] and their factors; nothing waits any more."""
+        """The inputs [steps, B, ...] and their factors; nothing waits any more."""
         assert self.inputs is not None and self.factors is not None
         folded: Tensor | None = None
         for t in range(len(self.causal), 0, -1):
@@ -106,7 +111,7 @@ class FoldedSteps:
             self.factors[0].copy_(folded)
         count = len(self.causal) + 1
         self.discard()
-        return self.inputs[:count].flatten(0, 1), self.factors[:count].flatten(0, 1)
+        return self.inputs[:count], self.factors[:count]
 
     def discard(self) -> None:
         """Forgets what waits."""

@@ -86,7 +86,8 @@ class STLLRLearner(OptimizerFacade):
         fold_steps: How many supervised steps' gradients are put into ``.grad`` together, when you call backward at each
             step: their products are one, which saves up to half of that work and takes memory for as many steps. The
             last of a sequence brings what is left, so its length must be known (``num_steps``, here or with
-            :meth:`reset`); so does :meth:`step`, and :meth:`flush`. Between them ``.grad`` lacks the latest steps.
+            :meth:`reset`); so does :meth:`step`, and :meth:`flush`. Between them ``.grad`` lacks the latest steps. None
+            puts each step's gradients there at once.
         product_dtype: ``torch.bfloat16`` rounds to 8 bits what is multiplied for the weights' gradients, and each
             product, which about halves their time on hardware with bfloat16 units. Spikes are exact in it, and traces
             stay float32. None multiplies in at least float32, also under autocast.
@@ -114,7 +115,7 @@ class STLLRLearner(OptimizerFacade):
         supervise_random: int | None = None,
         num_steps: int | None = None,
         exclude: str | Iterable[str] = (),
-        fold_steps: int = 1,
+        fold_steps: int | None = None,
         product_dtype: torch.dtype | None = None,
         reset_after_step: bool = True,
         check_finite: bool = True,
@@ -151,7 +152,7 @@ class STLLRLearner(OptimizerFacade):
 
         super().__init__(optimizer)
         self.model = model
-        self.fold_steps = fold_steps
+        self.fold_steps = 1 if fold_steps is None else fold_steps
         self.product_dtype = product_dtype
         self.learning_signal = plan.learning_signal
         self.reset_after_step = reset_after_step
@@ -360,6 +361,12 @@ class STLLRLearner(OptimizerFacade):
             with torch.enable_grad():
                 loss = closure()
         if self._enabled:
+            if self.distributed and self._waiting_edges():
+                raise StateError(
+                    f"step() came before the announced end of a sequence, and fold_steps={self.fold_steps} still keeps "
+                    "gradients back, which the processes have not averaged. Nothing was updated. Run the sequence to "
+                    "its end, announce its real length with learner.reset(num_steps=...), or leave fold_steps out."
+                )
             self.flush()
             self._check_captured()
             self.signal.check_delivered()
@@ -375,14 +382,14 @@ class STLLRLearner(OptimizerFacade):
 
     def flush(self) -> None:
         """Puts into ``.grad`` what ``fold_steps`` still keeps back; :meth:`step` does so by itself."""
-        for edge in self._waiting_edges():
-            call = edge.waiting.call  # type: ignore[union-attr]
-            assert call is not None
-            site = call.site
-            gradient = edge.gradient_of_waiting()
-            weight = call.trained_weight() if site.owned else site.current_weight()
-            if weight.requires_grad:
-                torch.autograd.backward([weight], [gradient])
+        with torch.enable_grad():
+            for edge in self._waiting_edges():
+                call = edge.waiting.call  # type: ignore[union-attr]
+                assert call is not None
+                gradient = edge.gradient_of_waiting()
+                weight = call.trained_weight() if call.site.owned else call.site.current_weight()
+                if weight.requires_grad:
+                    torch.autograd.backward([weight], [gradient])
 
     def _waiting_edges(self) -> list[EdgeTraces]:
         edges = [e for neuron in self._neurons for traces in neuron.layers() for e in traces.edges.values()]

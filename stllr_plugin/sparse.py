@@ -122,7 +122,9 @@ def with_sparse_inputs(module: nn.Linear, forward: Callable[..., Tensor]) -> Cal
     def run(*args: Any, **kwargs: Any) -> Tensor:
         x = args[0] if len(args) == 1 and not kwargs else None
         weight, bias = module.weight, module.bias
-        if x is None or x.dim() != 2 or weight.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
+        if x is None or x.dim() != 2 or x.shape[1] != weight.shape[1]:  # the layer itself says what is wrong
+            return forward(*args, **kwargs)
+        if weight.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
             return forward(*args, **kwargs)
         found = SparseMatrix.of(x.detach(), len(weight))
         if found is None or (torch.is_grad_enabled() and weight.requires_grad):

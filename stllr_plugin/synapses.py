@@ -78,6 +78,10 @@ class Synapse:
             total = total + self.weight_gradient(module, x, g, weight)
         return total
 
+    def is_batched(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether the first dimension of an input is a batch."""
+        return x.dim() > 1
+
     def bias_gradient(self, module: nn.Module, g: Tensor) -> Tensor:
         """Gradient of ``bias`` for an output gradient g [B, ...]; for types with :attr:`sums_bias`."""
         raise NotImplementedError
@@ -136,6 +140,10 @@ class _ConvolutionSynapse(Synapse):
     # work as the gradient of the input.
     sums_bias = True
 
+    def is_batched(self, x: Tensor, weight: Tensor) -> bool:
+        """See the base class."""
+        return x.dim() == weight.dim()
+
     def bias_gradient(self, module: nn.Module, g: Tensor) -> Tensor:
         """See the base class; g is [B, channels, ...] or, unbatched, [channels, ...]."""
         channels = g.dim() - (module.weight.dim() - 1)  # type: ignore[operator]
@@ -144,7 +152,7 @@ class _ConvolutionSynapse(Synapse):
     def weight_gradients(self, module: nn.Module, terms: Sequence[Term], weight: Tensor) -> Tensor:
         """See the base class; the terms are joined to one batch where a second weight costs more than the copy."""
         copied = sum(x.numel() + g.numel() for x, g in terms)
-        batched = all(x.dim() == weight.dim() for x, _ in terms)
+        batched = all(self.is_batched(x, weight) for x, _ in terms)
         if len(terms) > 1 and batched and copied < 3 * weight.numel():  # a weight is written, and two are added
             x, g = torch.cat([x for x, _ in terms]), torch.cat([g for _, g in terms])
             return self.weight_gradient(module, x, g, weight)

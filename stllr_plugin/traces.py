@@ -71,7 +71,10 @@ class EdgeTraces:
         if self.waiting is None or self.waiting.call is None:
             return None
         call = self.waiting.call
-        return call.site.product(call.trained_weight().detach(), [self.waiting.take()])
+        weight, (x, g) = call.trained_weight().detach(), self.waiting.take()
+        if call.site.is_batched(x[0], weight):  # without a batch the steps are one
+            x, g = x.flatten(0, 1), g.flatten(0, 1)
+        return call.site.product(weight, [(x, g)])
 
 
 @dataclass(slots=True)

@@ -143,7 +143,7 @@ def frames(steps: int = STEPS) -> Tensor:
 LABELS = torch.tensor([0, 1, 2])
 
 
-def learner_of(model: nn.Module, fold_steps: int, **options: Any) -> STLLRLearner:
+def learner_of(model: nn.Module, fold_steps: int | None, **options: Any) -> STLLRLearner:
     options = {"num_steps": STEPS, **options}
     return STLLRLearner(model, torch.optim.SGD(model.parameters(), lr=0.1), rule=RULE, fold_steps=fold_steps, **options)
 
@@ -281,7 +281,51 @@ def test_online_and_run_can_be_folded_too() -> None:
     torch.testing.assert_close(found[1], found[0])
 
 
+class Single(nn.Module):
+    """Without a batch dimension."""
+
+    def __init__(self, layer: nn.Module, width: int) -> None:
+        super().__init__()
+        self.layer, self.neuron = layer, snn.Leaky(0.9, threshold=0.3, init_hidden=True)
+        self.above = nn.Linear(width, CLASSES)
+        self.readout = snn.Leaky(0.9, init_hidden=True, output=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.readout(self.above(self.neuron(self.layer(x)).flatten()))[1]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "width"),
+    [(lambda: nn.Linear(6, 5), (6,), 5), (lambda: nn.Conv2d(2, 3, 3), (2, 5, 5), 27)],
+    ids=["linear", "convolution"],
+)
+def test_single_samples_without_a_batch(layer: Any, shape: tuple[int, ...], width: int) -> None:
+    found = []
+    for fold_steps in (None, 4):
+        torch.manual_seed(0)
+        model = Single(layer(), width)
+        learner_of(model, fold_steps)
+        for _ in range(STEPS):
+            model((torch.rand(shape) < 0.5).float()).square().sum().backward()
+        found.append(gradients(model))
+    torch.testing.assert_close(found[1], found[0])
+    assert all(gradient.abs().sum() > 0 for gradient in found[0].values())
+
+
 # ------------------------------------------------------------------------------------------------ refusals
+def test_several_processes_may_not_end_a_sequence_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept back has not been averaged."""
+    model = network()
+    learner = learner_of(model, 5)
+    for x in frames()[:7]:
+        step_loss(model, x).backward()
+    before = [p.detach().clone() for p in model.parameters()]
+    monkeypatch.setattr(STLLRLearner, "distributed", True)
+    with pytest.raises(StateError, match="announced end"):
+        learner.step()
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
 def test_a_sequence_of_unknown_length_is_refused() -> None:
     model = network()
     learner_of(model, 3, num_steps=None)

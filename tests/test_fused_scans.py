@@ -106,6 +106,23 @@ class Learned(norse.LIFCell):  # type: ignore[name-defined, misc]
     """A subclass may do something else."""
 
 
+def with_step_of_its_own() -> nn.Module:
+    cell = norse.LIFCell(P)
+    plain = cell.activation
+
+    def activation(x: Tensor, *args: Any) -> Any:
+        return plain(x * 2, *args)
+
+    cell.activation = activation
+    return cell  # type: ignore[no-any-return]
+
+
+def with_fire_of_its_own() -> nn.Module:
+    neuron = snn.Leaky(0.9)
+    neuron.fire = lambda mem: neuron.spike_grad(mem - 0.3)
+    return neuron  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize(
     ("cell", "fused"),
     [
@@ -114,11 +131,24 @@ class Learned(norse.LIFCell):  # type: ignore[name-defined, misc]
         (lambda: norse.LIFCell(P._replace(tau_mem_inv=torch.full((WIDTH,), 100.0))), False),
         (lambda: norse.LIFCell(P._replace(v_th=torch.tensor(0.2, requires_grad=True))), False),
         (lambda: norse.LIFRefracCell(), False),
+        (with_step_of_its_own, False),
+        (with_fire_of_its_own, False),
         (lambda: snn.Leaky(0.9, init_hidden=False), True),
         (lambda: snn.Leaky(0.9, learn_beta=True), False),
         (lambda: snn.Synaptic(0.9, 0.8), False),
     ],
-    ids=["LIFCell", "subclass", "one time constant each", "learned", "refractory", "Leaky", "learned leak", "Synaptic"],
+    ids=[
+        "LIFCell",
+        "subclass",
+        "one time constant each",
+        "learned",
+        "refractory",
+        "own step",
+        "own fire",
+        "Leaky",
+        "learned leak",
+        "Synaptic",
+    ],
 )
 def test_only_what_is_known(cell: Callable[[], nn.Module], fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     stepped: list[str] = []

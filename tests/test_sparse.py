@@ -104,6 +104,14 @@ def test_where_it_does_not_pay_or_cannot_be(x: Tensor, width: int) -> None:
     assert sparse.SparseMatrix.of(x, width) is None
 
 
+def test_an_input_of_another_width_is_left_to_the_layer(small: None) -> None:
+    """A row sum would take fewer columns than the weight has without a word."""
+    layer = nn.Linear(12, 7)
+    run = sparse.with_sparse_inputs(layer, layer.forward)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), torch.no_grad():
+        run(matrix(20, 10, 0.1, "spikes"))
+
+
 def network() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(

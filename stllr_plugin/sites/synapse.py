@@ -152,6 +152,10 @@ class SynapseSite:
         terms = [(x.to(dtype), g.to(dtype)) for x, g in terms]
         return self._weight_gradient(terms, weight.to(dtype)).to(weight.dtype)
 
+    def is_batched(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether the first dimension of an input is a batch."""
+        return x.dim() > 1
+
     def _weight_gradient(self, terms: Sequence[Term], weight: Tensor) -> Tensor:
         raise NotImplementedError
 
@@ -219,6 +223,10 @@ class ModuleSite(SynapseSite):
 
     def _weight_gradient(self, terms: Sequence[Term], weight: Tensor) -> Tensor:
         return self.synapse.weight_gradients(self.module, terms, weight)
+
+    def is_batched(self, x: Tensor, weight: Tensor) -> bool:
+        """See the base class."""
+        return self.synapse.is_batched(x, weight)
 
     def bias_gradient(self, g: Tensor) -> Tensor:
         """See the base class; summed in at least float32."""

@@ -138,6 +138,7 @@ def _is_plain(site: NeuronSite) -> bool:
     module: Any = site.module
     return (
         type(module) in (Leaky, RLeaky)
+        and getattr(site.tap, "own", None) is None  # a `fire` of the user's on this instance
         and not module.inhibition
         and not module.state_quant
         # With a reset to zero du/d(input) is not 1 in an RLeaky, nor is d(mem)/du where it comes within the step.

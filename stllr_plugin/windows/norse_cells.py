@@ -22,8 +22,13 @@ if TYPE_CHECKING:
     from stllr_plugin.sites import NeuronSite
     from stllr_plugin.windows.window import Window
 
-_SPIKING = ("LIFCell", "LIFRecurrentCell", "LIFBoxCell")
-_READOUTS = ("LICell", "LIBoxCell")
+# The cells, and the function that does the step of each.
+_SPIKING = {
+    "LIFCell": "lif_feed_forward_step",
+    "LIFRecurrentCell": "lif_step",
+    "LIFBoxCell": "lif_box_feed_forward_step",
+}
+_READOUTS = {"LICell": "li_feed_forward_step", "LIBoxCell": "li_box_feed_forward_step"}
 # Norse's surrogates: all are a step at 0 in the forward pass, with no spike at 0 itself.
 _METHODS = ("heaviside", "super", "triangle", "tanh", "circ", "heavi_erfc")
 
@@ -60,7 +65,13 @@ def _is_plain(site: NeuronSite) -> bool:
     """Whether the neuron is one of these as the library makes them, with numbers that are not trained."""
     module: Any = site.module
     name = type(module).__name__
-    if not type(module).__module__.startswith("norse.torch.module.") or name not in (*_SPIKING, *_READOUTS):
+    known = (_SPIKING | _READOUTS).get(name)
+    if known is None or not type(module).__module__.startswith("norse.torch.module."):
+        return False
+    step = getattr(site.tap, "own", None) or module.activation  # behind the learner's tap
+    if getattr(step, "__name__", "") != known or not step.__module__.startswith("norse."):
+        return False
+    if not isinstance(module.p, tuple):
         return False
     numbers = [value for value in module.p if isinstance(value, Tensor)]
     return (
