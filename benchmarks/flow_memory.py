@@ -50,7 +50,7 @@ def prepare(algorithm: str, windows: int) -> Callable[[], None]:
         for w in range(batch.num_windows):
             window = batch.window(w)
             if learner is not None and w:
-                learner.supervision.extend(BINS)
+                learner.extend(BINS)
             for step in window.counts.unbind(1):
                 flows = network(step)
             value = loss_fn(flows, window).mean() / batch.num_windows

@@ -179,7 +179,7 @@ class OpticalFlowEstimator(SpikingTask):
             window = batch.window(w)
             self.active = window.present
             if self.learner is not None and learning:
-                self.learner.supervision.extend(num_steps)
+                self.learner.extend(num_steps)
             learns = together or bool(window.present.any())
             share = window.present.sum().clamp(min=1) if self.update_every_window else present
             for t, step in enumerate(window.counts.unbind(1)):

@@ -529,6 +529,19 @@ class STLLRLearner(OptimizerFacade):
                 if isinstance(module, SequenceDropout):
                     module.reset_mask()
 
+    def extend(self, num_steps: int | None) -> None:
+        """Announces further steps of the running sequence, for streams that are trained piece by piece.
+
+        Args:
+            num_steps: How many steps come; None if that is not known.
+
+        Raises:
+            StateError: If the learner draws its supervised steps at random (``supervise_random``).
+            NotAttachedError: After :meth:`detach`.
+        """
+        self._require_attached()
+        self.supervision.extend(num_steps)
+
     @property
     def needs_target(self) -> bool:
         """Whether the learning signal is made from the target, so that :meth:`set_target` must be called."""
