@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import get_args
+from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.optim import Optimizer
 
 from stllr_plugin.activations import resolve_psi
 from stllr_plugin.errors import AttachmentError, RuleError, STLLRWarning
+from stllr_plugin.facade import OptimizerFacade
 from stllr_plugin.hooks import Hook, OrphanHook
 from stllr_plugin.neurons import NeuronAdapter, StateKeeper, find_adapter, find_keeper, find_refusal
 from stllr_plugin.neurons.surrogates import other_surrogate, surrogate_name, surrogate_problem
-from stllr_plugin.rule import SignalName, STLLRRule, resolve_rule
+from stllr_plugin.registry import SIGNALS
+from stllr_plugin.rule import STLLRRule, resolve_rule
 from stllr_plugin.synapses import Synapse, find_synapse
 
 # Layers of torch with weights in a form that the rule does not have.
@@ -58,6 +63,34 @@ class Plan:
     other_parameters: list[str] = field(default_factory=list)
     excluded: list[tuple[str, nn.Module]] = field(default_factory=list)
     keepers: list[tuple[str, nn.Module, StateKeeper]] = field(default_factory=list)
+
+
+def check_settings(optimizer: Any, counts: Mapping[str, Any], product_dtype: Any) -> None:
+    """Checks what is said of optimizer and steps.
+
+    Args:
+        optimizer: The optimizer, or None.
+        counts: By name, numbers of time steps, each of which may be None.
+        product_dtype: In which the weights' gradients are multiplied.
+
+    Raises:
+        RuleError: If a number or the dtype is not valid.
+        AttachmentError: If the optimizer is none.
+    """
+    for name, value in counts.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise RuleError(f"{name}={value!r}: expected a positive number of time steps, or None.")
+    if counts["supervise_last"] is not None and counts["supervise_random"] is not None:
+        raise RuleError("supervise_last and supervise_random exclude each other; pass one of them.")
+    if isinstance(optimizer, OptimizerFacade):
+        raise AttachmentError(["optimizer is an STLLRLearner itself; pass the optimizer that it wraps."])
+    if optimizer is not None and not isinstance(optimizer, Optimizer):
+        raise AttachmentError([f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer (or None)."])
+    if product_dtype not in (None, torch.bfloat16):
+        raise RuleError(
+            f"product_dtype={product_dtype!r}: expected torch.bfloat16, or None for at least float32 (in float16 "
+            "small gradients vanish)."
+        )
 
 
 def plan_attachment(
@@ -249,8 +282,8 @@ def _check_signals(plan: Plan, layer_rules: dict[str, str | STLLRRule], problems
 
 
 def _find_output(model: nn.Module, plan: Plan, signal: str, output: str | None, problems: list[str]) -> None:
-    if signal not in get_args(SignalName):
-        problems.append(f"learning_signal={signal!r} is not known; use one of {', '.join(get_args(SignalName))}.")
+    if signal not in SIGNALS:
+        problems.append(f"learning_signal={signal!r} is not known; use one of {', '.join(SIGNALS)}.")
         return
     modules = dict(model.named_modules())
     if output is not None:

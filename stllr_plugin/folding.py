@@ -1,119 +1,71 @@
-"""Gradients of several consecutive steps in one product, where the learner was told to wait for them (``fold_steps``).
+"""Sums over consecutive time steps, which turn many weight-gradient products into one.
 
-Let p[t] be what the causal term multiplies the trace with, and n[t] what the other term multiplies the input with. For
-steps 0 .. k of a sequence, since tr_x[t] = lambda tr_x[t-1] + x[t],
+For steps 0 .. K-1, with p[t] what the causal term multiplies the trace with,
 
-    sum_t p[t] tr_x[t]^T + n[t] x[t]^T  =  G[0] tr_x[0]^T + n[0] x[0]^T + sum_{t>0} (G[t] + n[t]) x[t]^T,
+    sum_t p[t] tr_x[t]^T  =  sum_t G[t] x[t]^T  +  lambda G[0] tr_x[-1]^T,      G[t] = p[t] + lambda G[t+1],
 
-with G[t] = p[t] + lambda G[t+1]: a product over k + 2 inputs in place of one over 2 (k + 1).
+since tr_x[t] = lambda tr_x[t-1] + x[t] is a sum over past inputs: the decay is moved from the inputs to the factors.
+
+Loops go over the steps, since one step's values fit into a processor's cache, and those of many often do not.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from stllr_plugin.traces import full_precision
-
-if TYPE_CHECKING:
-    from stllr_plugin.graft import SynapseCall
+_LARGE = 2**15  # values in a step, from which on it pays to go step by step
 
 
-@dataclass(slots=True, eq=False)
-class FoldedSteps:
-    """What an edge's gradient of consecutive steps is made of, before it is multiplied.
+def fold(factor: Tensor, decay: float) -> Tensor:
+    """``G[t] = factor[t] + decay * G[t+1]`` for a factor [K, ...]; a new tensor unless the decay is 0."""
+    if decay == 0.0 or factor.shape[0] == 1:
+        return factor
+    folded = torch.empty_like(factor)
+    steps, sources = folded.unbind(0), factor.unbind(0)
+    steps[-1].copy_(sources[-1])
+    for t in range(len(steps) - 2, -1, -1):
+        torch.add(sources[t], steps[t + 1], alpha=decay, out=steps[t])
+    return folded
 
-    Attributes:
-        limit: Number of steps that are multiplied together.
-        decay: lambda_pre.
-        call: The synapse's call at the first of the steps; None where nothing waits.
-        step: The last of them.
-        causal: p[t] of each.
-        inputs: The first step's trace, then each step's input: copies, since the caller may use their memory again.
-        factors: What these are multiplied with; the causal part is still to be added.
-    """
 
-    limit: int
-    decay: float
-    call: SynapseCall | None = None
-    step: int = -1
-    causal: list[Tensor | None] = field(default_factory=list)
-    inputs: Tensor | None = None
-    factors: Tensor | None = None
+def last_trace(before: Tensor | None, x: Tensor, decay: float) -> Tensor:
+    """tr_x at the end of inputs [K, ...], before which it was ``before``."""
+    num_steps = x.shape[0]
+    if decay == 0.0:
+        return x[-1].clone()  # a view would keep all of them
+    if num_steps == 1:
+        end = x[0].clone()
+    else:
+        weights = torch.pow(decay, torch.arange(num_steps - 1, -1, -1, dtype=x.dtype, device=x.device))
+        end = (weights @ x.reshape(num_steps, -1)).view(x.shape[1:])
+    if before is not None:
+        end.add_(before.to(x.device, x.dtype), alpha=decay**num_steps)
+    return end
 
-    def takes(self, step: int, trace: Tensor) -> bool:
-        """Whether a step follows those that wait, or is the last of them once more."""
-        fits = self.inputs is not None and self.inputs.shape[1:] == trace.shape and self.inputs.dtype == trace.dtype
-        return self.call is not None and fits and step in (self.step, self.step + 1)
 
-    @property
-    def full(self) -> bool:
-        """Whether no other step has room."""
-        return len(self.causal) >= self.limit
+def traces_before(before: Tensor | None, values: Tensor, decay: float) -> tuple[Tensor, Tensor]:
+    """The trace that each of K steps sees, ``tr[t-1]`` [K, ...], and the one at their end."""
+    seen = torch.empty_like(values)
+    steps, sources = seen.unbind(0), values.unbind(0)
+    if before is None:
+        steps[0].zero_()
+    else:
+        steps[0].copy_(before)
+    for t in range(1, len(steps)):
+        torch.add(sources[t - 1], steps[t - 1], alpha=decay, out=steps[t])
+    return seen, torch.add(sources[-1], steps[-1], alpha=decay)
 
-    def add(self, call: SynapseCall, step: int, trace: Tensor, causal: Tensor | None, noncausal: Tensor | None) -> None:
-        """Takes a step in: tr_x[t] and x[t] [B, ...], and what they are multiplied with."""
-        shown = noncausal if causal is None else causal
-        if shown is None:
-            return
-        if self.call is None:
-            self._begin(call, trace, shown)
-        assert self.inputs is not None and self.factors is not None
-        if step == self.step and self.causal:  # a second loss of the same step
-            before = self.causal[-1]
-            self.causal[-1] = causal if before is None else before if causal is None else before + causal
-            if noncausal is not None:
-                self.factors[len(self.causal)].add_(noncausal)
-            return
-        self.step = step
-        self.causal.append(causal)
-        self.inputs[len(self.causal)].copy_(call.x)
-        place = self.factors[len(self.causal)]
-        if noncausal is None:
-            place.zero_()
-        else:
-            place.copy_(noncausal)
 
-    def _begin(self, call: SynapseCall, trace: Tensor, factor: Tensor) -> None:
-        self.call = call
-        self.causal.clear()
-        self.inputs = self._room(self.inputs, trace)
-        self.factors = self._room(self.factors, full_precision(factor))
-        self.inputs[0].copy_(trace)
-
-    def _room(self, before: Tensor | None, like: Tensor) -> Tensor:
-        """Memory for all steps, the same again if it fits."""
-        fits = before is not None and before.shape[1:] == like.shape
-        if fits and before.dtype == like.dtype and before.device == like.device:  # type: ignore[union-attr]
-            return before  # type: ignore[return-value]
-        return like.new_empty(self.limit + 1, *like.shape)
-
-    def take(self) -> tuple[Tensor, Tensor]:
-        """The inputs [steps, B, ...] and their factors; nothing waits any more."""
-        assert self.inputs is not None and self.factors is not None
-        folded: Tensor | None = None
-        for t in range(len(self.causal), 0, -1):
-            causal = self.causal[t - 1]
-            if folded is None:
-                folded = causal
-            elif causal is None:
-                folded = folded * self.decay
-            else:
-                folded = torch.add(causal, folded, alpha=self.decay)
-            if folded is not None and t > 1:
-                self.factors[t].add_(folded)
-        if folded is None:
-            self.factors[0].zero_()
-        else:
-            self.factors[0].copy_(folded)
-        count = len(self.causal) + 1
-        self.discard()
-        return self.inputs[:count], self.factors[:count]
-
-    def discard(self) -> None:
-        """Forgets what waits."""
-        self.call, self.step = None, -1
-        self.causal.clear()
+def by_steps(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """An element-by-element function of values [K, ...], step by step where a step is large."""
+    if values.shape[0] == 1 or values[0].numel() < _LARGE:
+        return function(values)
+    first = function(values[0])
+    result = torch.empty_like(first.unsqueeze(0).expand(len(values), *first.shape))
+    result[0] = first
+    for t in range(1, len(values)):
+        result[t] = function(values[t])
+    return result

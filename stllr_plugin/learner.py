@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
@@ -12,40 +11,22 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from stllr_plugin.activations import resolve_psi
-from stllr_plugin.attach import Plan, hidden_neurons, plan_attachment, warn
-from stllr_plugin.errors import (
-    AttachmentError,
-    NoGradientCapturedError,
-    NonFiniteError,
-    NotAttachedError,
-    RuleError,
-    StateError,
-)
+from stllr_plugin import overview
+from stllr_plugin.attach import Plan, check_settings, hidden_neurons, plan_attachment, warn
+from stllr_plugin.errors import NoGradientCapturedError, NotAttachedError, RuleError, StateError
 from stllr_plugin.facade import OptimizerFacade
-from stllr_plugin.nn import SequenceDropout
-from stllr_plugin.report import Edge, Report
-from stllr_plugin.rule import SignalName, STLLRRule
-from stllr_plugin.signals import SIGNALS, DirectSignal, Feedback, LearningSignal, TargetSignal
-from stllr_plugin.sites import (
-    ExclusionHook,
-    KeptStateSite,
-    LiftGuard,
-    ModelSite,
-    ModuleSite,
-    NeuronSite,
-    OwnWeightSite,
-    RecurrenceCut,
-    SynapseSite,
-)
-from stllr_plugin.stdp import Plasticity, Reinforcement
-from stllr_plugin.stream import Stream, make_stream
-from stllr_plugin.streaming import OnlineRun, run_online, run_two_pass
+from stllr_plugin.network import Network
+from stllr_plugin.report import Report
+from stllr_plugin.rule import STLLRRule
+from stllr_plugin.session import Session, several_processes
+from stllr_plugin.signals import SIGNALS, LearningSignal, SignalSetup
+from stllr_plugin.stdp import Plasticity
 from stllr_plugin.supervision import Supervision
-from stllr_plugin.traces import EdgeTraces, NeuronTraces
-from stllr_plugin.windows import RunResult
-from stllr_plugin.windows import run as run_windows
-from stllr_plugin.windows.window import Window
+from stllr_plugin.ways.online import OnlineRun, run_online
+from stllr_plugin.ways.run import RunResult
+from stllr_plugin.ways.run import run as run_windows
+from stllr_plugin.ways.stream import Stream, make_stream
+from stllr_plugin.ways.two_pass import run_two_pass
 
 _STATE_KEY = "stllr"
 
@@ -107,7 +88,7 @@ class STLLRLearner(OptimizerFacade):
         *,
         rule: str | STLLRRule,
         layer_rules: Mapping[str, str | STLLRRule] | None = None,
-        learning_signal: SignalName | None = None,
+        learning_signal: str | None = None,
         plasticity: Plasticity | None = None,
         output: str | None = None,
         feedback_seed: int | None = None,
@@ -121,140 +102,40 @@ class STLLRLearner(OptimizerFacade):
         check_finite: bool = True,
     ) -> None:
         """See the class."""
-        _check_count("supervise_last", supervise_last)
-        _check_count("supervise_random", supervise_random)
-        if supervise_last is not None and supervise_random is not None:
-            raise RuleError("supervise_last and supervise_random exclude each other; pass one of them.")
-        _check_count("num_steps", num_steps)
-        _check_count("fold_steps", fold_steps)
-        if isinstance(optimizer, STLLRLearner):
-            raise AttachmentError(["optimizer is an STLLRLearner itself; pass the optimizer that it wraps."])
-        if optimizer is not None and not isinstance(optimizer, Optimizer):
-            raise AttachmentError(
-                [f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer (or None)."]
-            )
+        check_settings(
+            optimizer,
+            {
+                "supervise_last": supervise_last,
+                "supervise_random": supervise_random,
+                "num_steps": num_steps,
+                "fold_steps": fold_steps,
+            },
+            product_dtype,
+        )
         excluded = (exclude,) if isinstance(exclude, str) else tuple(exclude)
         plan = plan_attachment(model, rule, dict(layer_rules or {}), learning_signal, output, excluded)
-
-        if plan.learning_signal == "local" and optimizer is None:
-            raise RuleError(
-                'learning_signal="local" trains a classifier per layer with an optimizer like yours: pass the '
-                'optimizer, or use "local_random", whose classifiers stay as they are.'
-            )
-
-        if product_dtype not in (None, torch.bfloat16):
-            raise RuleError(
-                f"product_dtype={product_dtype!r}: expected torch.bfloat16, or None for at least float32 (in float16 "
-                "small gradients vanish)."
-            )
-        if fold_steps is not None and fold_steps > 1:
-            _check_folding(plan.learning_signal, optimizer)
+        _check_signal(plan, optimizer, fold_steps)
 
         super().__init__(optimizer)
-        self.model = model
-        self.fold_steps = 1 if fold_steps is None else fold_steps
-        self.product_dtype = product_dtype
-        self.learning_signal = plan.learning_signal
         self.reset_after_step = reset_after_step
         self.check_finite = check_finite
-        self.supervision = Supervision(last=supervise_last, random=supervise_random)
-        self._num_steps = num_steps
         self._plan = plan
-        self._enabled = True
-        self._attached = False
-        self._captures = 0
-        self._orders = 0
+        self._num_steps = num_steps
         self._single_step_updates = 0
-        self.model_calls = 0
-        self.running_stream: weakref.ref[Stream] | None = None
-        self.window: Window | None = None  # the window that runs, within run()
-        self.window_checks: dict[Any, tuple[Any, str | None]] = {}
-        self.run_notes: str | None = None
-        self.trial = False  # whether run() is trying out a few steps, which hooks that count should not count
-        self._edge_names: dict[str, str] = {}
-        self._sequence_neurons = {name for name, module, adapter in plan.neurons if adapter.is_sequence(module)}
-        self._handles: list[Any] = []
-        self._sites: list[SynapseSite] = []
-        self._neurons: list[NeuronSite] = []
-        self._kept = [KeptStateSite(self, name, module, keeper) for name, module, keeper in plan.keepers]
-        self.signal = self._build_signal(plan, feedback_seed)
-        if isinstance(self.signal, Reinforcement):
-            self.signal.plasticity = plasticity or Plasticity()
-        elif plasticity is not None:
-            raise RuleError(f'plasticity is for learning_signal="one"; this learner has {self.learning_signal!r}.')
-        self.supervision.begin(num_steps, None)
-        self._attach(plan)
+        supervision = Supervision(supervise_last, supervise_random)
+        self._session = Session(model, supervision, 1 if fold_steps is None else fold_steps, product_dtype)
+        self._signal = _make_signal(plan, self._session, feedback_seed)
+        self._signal.use_plasticity(plasticity)
+        self._network = Network(plan, self._session, self._signal)
+        supervision.begin(num_steps, None)
+        self._network.attach()
 
-    # Attaching.
-
-    def _build_signal(self, plan: Plan, seed: int | None) -> LearningSignal:
-        kind = SIGNALS[plan.learning_signal]
-        if not issubclass(kind, DirectSignal):
-            return kind()
-        assert plan.output is not None
-        name, module = plan.output
-        seed = torch.initial_seed() if seed is None else seed
-        return kind(self, plan.learning_signal, name, module, hidden_neurons(plan), seed)
-
-    def _attach(self, plan: Plan) -> None:
-        # All sites are made before any is attached: making one may fail, in an adapter of the user's own.
-        synapses = [ModuleSite(self, name, module, kind, plan.rules.get(name)) for name, module, kind in plan.synapses]
-        self._sites += synapses
-        for name, module, adapter in plan.neurons:
-            own = [
-                OwnWeightSite(self, name, weight, plan.rules.get(f"{name}.{weight}")) for weight in adapter.weight_names
-            ]
-            self._sites += own
-            neuron = NeuronSite(self, name, module, adapter, plan.rules.get(name, plan.rule), own)
-            self._neurons.append(neuron)
-        for synapse in synapses:
-            self._handles += synapse.attach()
-        for neuron in self._neurons:
-            self._handles += neuron.attach()
-        self._handles += [site.module.register_forward_pre_hook(site) for site in self._kept]
-        for name, module in plan.lifts:
-            self._handles.append(module.register_forward_pre_hook(LiftGuard(self, name)))
-        for name, module in plan.recurrences:
-            self._handles.append(module.register_forward_pre_hook(RecurrenceCut(self, name), with_kwargs=True))
-        for name, module in plan.excluded:
-            self._handles.append(module.register_forward_hook(ExclusionHook(self, name)))
-        self._handles += self.signal.attach()
-        self._handles += ModelSite(self, self.model).attach()
-        self._ignored_before = self._keep_ddp_off_states()
-        self._attached = True
-
-    def _keep_ddp_off_states(self) -> list[str] | None:
-        """Tells a later DistributedDataParallel(model) to leave hidden states out of its buffer broadcast."""
-        names = [
-            f"{neuron.name}.{buffer}"
-            for neuron in self._neurons
-            for buffer in neuron.adapter.state_buffers(neuron.module)
-        ]
-        before: list[str] | None = getattr(self.model, "_ddp_params_and_buffers_to_ignore", None)
-        if names:
-            self.model._ddp_params_and_buffers_to_ignore = [*(before or []), *names]  # type: ignore[assignment]
-        return before
+    # On and off.
 
     def detach(self) -> None:
         """Takes everything off the model again, which is then bit for bit what it was. Calling it twice is harmless."""
-        if not self._attached:
-            return
-        self.flush()
-        for handle in self._handles:
-            handle.remove()
-        for site in self._sites:
-            site.begin()
-        for neuron in self._neurons:
-            neuron.detach()
-        for kept in self._kept:
-            kept.release()
-        self.signal.restart()
-        if self._ignored_before is None:
-            self.model.__dict__.pop("_ddp_params_and_buffers_to_ignore", None)
-        else:
-            self.model._ddp_params_and_buffers_to_ignore = self._ignored_before  # type: ignore[assignment]
-        self._handles.clear()
-        self._enabled = self._attached = False
+        if self._network.attached:
+            self._network.detach()
 
     def __enter__(self) -> STLLRLearner:
         """The learner, attached until the block ends."""
@@ -269,57 +150,57 @@ class STLLRLearner(OptimizerFacade):
     def enable(self) -> None:
         """Switches the rule on again after :meth:`disable`."""
         self._require_attached()
-        self._enabled = True
+        self._session.enabled = True
 
     def disable(self) -> None:
         """Lets the model run and train as if nothing were attached, until :meth:`enable`."""
-        self._enabled = False
+        self._session.enabled = False
 
     @property
     def enabled(self) -> bool:
         """Whether the rule is switched on."""
-        return self._enabled
+        return self._session.enabled
 
     @property
     def attached(self) -> bool:
         """Whether the learner is attached to its model."""
-        return self._attached
+        return self._network.attached
 
     def _require_attached(self) -> None:
-        if not self._attached:
+        if not self._network.attached:
             raise NotAttachedError("This learner was detached from its model; build a new STLLRLearner to go on.")
 
-    # What the hooks use.
+    # What it was told.
 
     @property
-    def is_recording(self) -> bool:
-        """Whether the rule acts on calls now: enabled, the model in training mode, gradients enabled.
-
-        The mode is the model's own, not each layer's: a layer put into eval() alone (to freeze its batch norm) must not
-        fall back to other gradients in silence.
-        """
-        return self._enabled and self.model.training and torch.is_grad_enabled()
-
-    def next_order(self) -> int:
-        """Number of the next synapse call."""
-        self._orders += 1
-        return self._orders
-
-    def count_capture(self) -> None:
-        """Notes that a gradient of the rule was delivered."""
-        self._captures += 1
-
-    def edge_name(self, synapse: str, neuron: str, number: int, layer: int) -> str:
-        """Name of an edge; calls of one synapse (#) and runs of one block (@) within a step are numbered."""
-        name = f"{synapse}->{neuron}" + (f"#{number + 1}" if number else "") + (f"@{layer + 1}" if layer else "")
-        self._edge_names.setdefault(name, synapse)
-        return name
+    def model(self) -> nn.Module:
+        """The attached model."""
+        return self._session.model
 
     @property
-    def distributed(self) -> bool:
-        """Whether several processes train together."""
-        dist = torch.distributed
-        return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    def supervision(self) -> Supervision:
+        """Which steps are supervised, and the running sequence."""
+        return self._session.supervision
+
+    @property
+    def learning_signal(self) -> str:
+        """Name of the learning signal."""
+        return self._signal.name
+
+    @property
+    def fold_steps(self) -> int:
+        """How many steps' gradients are put into ``.grad`` together."""
+        return self._session.fold_steps
+
+    @property
+    def product_dtype(self) -> torch.dtype | None:
+        """In which the weights' gradients are multiplied; None for at least float32."""
+        return self._session.product_dtype
+
+    @property
+    def trial(self) -> bool:
+        """Whether ``run()`` is trying out a few steps, which hooks that count should not count."""
+        return self._session.trial
 
     # The optimizer.
 
@@ -333,12 +214,12 @@ class STLLRLearner(OptimizerFacade):
             self.model.zero_grad(set_to_none)
         else:
             self._inner.zero_grad(set_to_none)
-            self.signal.zero_grad()
-            if self._captures and self.supervision.clock >= 0 and self.reset_after_step and self._attached:
+            self._signal.zero_grad()
+            unused = self._session.captures and self._session.clock >= 0
+            if unused and self.reset_after_step and self._network.attached:
                 self._end_sequence()
-        for edge in self._waiting_edges():
-            edge.waiting.discard()  # type: ignore[union-attr]
-        self._captures = 0
+        self._network.discard_waiting()
+        self._session.captures = 0
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates the weights, then ends the sequence (unless ``reset_after_step=False``).
@@ -360,8 +241,8 @@ class STLLRLearner(OptimizerFacade):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._enabled:
-            if self.distributed and self._waiting_edges():
+        if self._session.enabled:
+            if several_processes() and self._network.waiting_edges():
                 raise StateError(
                     f"step() came before the announced end of a sequence, and fold_steps={self.fold_steps} still keeps "
                     "gradients back, which the processes have not averaged. Nothing was updated. Run the sequence to "
@@ -369,12 +250,12 @@ class STLLRLearner(OptimizerFacade):
                 )
             self.flush()
             self._check_captured()
-            self.signal.check_delivered()
+            self._signal.check_delivered()
             if self.check_finite:
-                self.assert_finite()
+                overview.assert_finite(self._network)
         self._inner.step()
-        self.signal.step(self._inner)
-        self._captures = 0
+        self._signal.step(self._inner)
+        self._session.captures = 0
         if self.reset_after_step:
             self._warn_of_resets_within_sequences()
             self._end_sequence()
@@ -382,41 +263,23 @@ class STLLRLearner(OptimizerFacade):
 
     def flush(self) -> None:
         """Puts into ``.grad`` what ``fold_steps`` still keeps back; :meth:`step` does so by itself."""
-        with torch.enable_grad():
-            for edge in self._waiting_edges():
-                call = edge.waiting.call  # type: ignore[union-attr]
-                assert call is not None
-                gradient = edge.gradient_of_waiting()
-                weight = call.trained_weight() if call.site.owned else call.site.current_weight()
-                if weight.requires_grad:
-                    torch.autograd.backward([weight], [gradient])
-
-    def _waiting_edges(self) -> list[EdgeTraces]:
-        edges = [e for neuron in self._neurons for traces in neuron.layers() for e in traces.edges.values()]
-        return [edge for edge in edges if edge.waiting is not None and edge.waiting.call is not None]
-
-    def refuse_to_fold(self) -> None:
-        """Raises StateError: nobody would know when the last gradients are due."""
-        raise StateError(
-            f"fold_steps={self.fold_steps} keeps gradients back until the last step of a sequence at most, and its "
-            "length is not known. Pass num_steps to the learner, or to learner.reset() before each sequence."
-        )
+        self._network.flush()
 
     def _end_sequence(self) -> None:
-        self._reset(None, ended_by_step=True)
-        self.supervision.begin(self._num_steps, None)
+        self._network.restart(ended_by_step=True)
+        self._session.supervision.begin(self._num_steps, None)
 
     def _check_captured(self) -> None:
-        if self._captures:
+        if self._session.captures:
             return
         reasons = []
         if not self.model.training:
             reasons.append("the model is in eval() mode")
-        if self.supervision.clock < 0:
+        if self._session.clock < 0:
             reasons.append("no time step ran in training mode with gradients enabled since the last reset")
         else:
             reasons.append("loss.backward() did not reach a neuron or readout at a supervised step")
-            if not any(traces.edges for neuron in self._neurons for traces in neuron.layers()):
+            if not any(traces.edges for _, traces in self._network.layers()):
                 reasons.append(
                     "no synapse that the learner knows feeds a neuron (a raw parameter in place of a layer?)"
                 )
@@ -427,7 +290,7 @@ class STLLRLearner(OptimizerFacade):
         )
 
     def _warn_of_resets_within_sequences(self) -> None:
-        self._single_step_updates = self._single_step_updates + 1 if self.supervision.clock == 0 else 0
+        self._single_step_updates = self._single_step_updates + 1 if self._session.clock == 0 else 0
         if self._single_step_updates == 3 and self._num_steps != 1:
             warn(
                 "Each of the last three step() calls came after a single time step, and each reset the neurons and "
@@ -441,34 +304,7 @@ class STLLRLearner(OptimizerFacade):
         Raises:
             NonFiniteError: Names the first place in the order input, membrane, gradient.
         """
-        checks: list[tuple[str, Tensor]] = []
-        for neuron in self._neurons:
-            for traces in neuron.layers():
-                for edge in traces.edges.values():
-                    if edge.pre is not None:
-                        checks.append(
-                            (f"the presynaptic trace of edge {edge.name}: the input of that synapse was", edge.pre)
-                        )
-                for post in traces.posts.values():
-                    if post.trace is not None:
-                        checks.append(
-                            (f"the postsynaptic trace of neuron {neuron.name!r}: psi of its membrane was", post.trace)
-                        )
-        for name, parameter in self.model.named_parameters():
-            if parameter.grad is not None:
-                checks.append(
-                    (f"the gradient of parameter {name!r}: the loss or the learning signal was", parameter.grad)
-                )
-        if not checks:
-            return
-        home = checks[0][1].device
-        flags = torch.stack([tensor.isfinite().all().to(home) for _, tensor in checks]).cpu()
-        if not bool(flags.all()):
-            place = checks[int(flags.logical_not().nonzero()[0])][0]
-            raise NonFiniteError(
-                f"NaN or infinity in {place} not finite. Nothing was updated. Look for NaN in the data, for exploding "
-                "weights (clip the gradients, lower the learning rate), or for a psi or surrogate that overflows."
-            )
+        overview.assert_finite(self._network)
 
     # Sequences.
 
@@ -496,38 +332,11 @@ class STLLRLearner(OptimizerFacade):
             mask = torch.as_tensor(mask)
             if mask.dim() != 1 or mask.dtype != torch.bool:
                 raise StateError(f"mask must be a bool tensor [B]; found {mask.dtype} of shape {tuple(mask.shape)}.")
-            self._reset(mask, ended_by_step=False)
+            self._network.reset_samples(mask)
             return
-        self.begin_sequence(num_steps, lengths, keep_target=False)
-
-    def begin_sequence(self, num_steps: int | None, lengths: Tensor | None, *, keep_target: bool) -> None:
-        """What :meth:`reset` does; ``online`` and ``stream`` keep the target that was set for the sequence to come."""
         if lengths is None and num_steps is None:
             num_steps = self._num_steps
-        self.flush()
-        self.supervision.begin(num_steps, lengths)
-        self._reset(None, ended_by_step=False, keep_target=keep_target)
-
-    def _reset(self, mask: Tensor | None, ended_by_step: bool, keep_target: bool = False) -> None:
-        stream = None if self.running_stream is None else self.running_stream()
-        if stream is not None and mask is not None:
-            stream.refuse_single_samples()
-        for neuron in self._neurons:
-            neuron.reset(mask, ended_by_step)
-        for kept in self._kept:
-            kept.reset(mask)
-        if stream is not None and mask is None:
-            stream.restart()
-        elif stream is not None and mask is not None:
-            stream.reset_samples(mask)
-        if mask is None:
-            self.signal.restart(keep_target=keep_target)
-            self.supervision.clock = -1
-            for site in self._sites:
-                site.begin()
-            for module in self.model.modules():
-                if isinstance(module, SequenceDropout):
-                    module.reset_mask()
+        self._network.begin_sequence(num_steps, lengths, keep_target=False)
 
     def extend(self, num_steps: int | None) -> None:
         """Announces further steps of the running sequence, for streams that are trained piece by piece.
@@ -540,12 +349,12 @@ class STLLRLearner(OptimizerFacade):
             NotAttachedError: After :meth:`detach`.
         """
         self._require_attached()
-        self.supervision.extend(num_steps)
+        self._session.supervision.extend(num_steps)
 
     @property
     def needs_target(self) -> bool:
         """Whether the learning signal is made from the target, so that :meth:`set_target` must be called."""
-        return self.signal.needs_target
+        return self._signal.needs_target
 
     def set_target(self, target: Tensor, scale: float | Tensor = 1.0, *, loss_scale: float = 1.0) -> None:
         """Gives the target of the sequence to come to the signals "drtp", "local", "local_random" and "tess".
@@ -561,13 +370,7 @@ class STLLRLearner(OptimizerFacade):
         Raises:
             RuleError: If the learning signal uses no target, or it is of neither form.
         """
-        if not isinstance(self.signal, TargetSignal):
-            raise RuleError(f'learning_signal="{self.learning_signal}" uses no target; leave set_target() out.')
-        self.signal.set_target(torch.as_tensor(target), scale, loss_scale)
-
-    def takes_sequences(self, name: str) -> bool:
-        """Whether a neuron takes and returns [time, batch, ...] (with one time step per call)."""
-        return name in self._sequence_neurons
+        self._signal.set_target(torch.as_tensor(target), scale, loss_scale)
 
     def reinforce(self, reward: float | Tensor = 1.0) -> None:
         """In place of ``loss.backward()`` under learning_signal="one": moves the weights along their eligibilities.
@@ -583,61 +386,9 @@ class STLLRLearner(OptimizerFacade):
             StateError: If no time step has run, the reward does not fit, or several processes train together.
         """
         self._require_attached()
-        if not isinstance(self.signal, Reinforcement):
-            raise RuleError(
-                f"reinforce() is for learning_signal='one'; this learner has {self.learning_signal!r}, which learns "
-                "from loss.backward()."
-            )
-        if self.distributed:
-            raise StateError("reinforce() does not average over processes; train with one.")
-        self._captures += self.signal.reinforce(reward)
+        self._session.captures += self._signal.reinforce(reward)
 
-    @property
-    def neurons(self) -> list[NeuronSite]:
-        """The neurons of the model, as the learner sees them."""
-        return self._neurons
-
-    @property
-    def synapse_sites(self) -> list[SynapseSite]:
-        """The synapses of the model, as the learner sees them."""
-        return self._sites
-
-    @property
-    def synaptic_parameters(self) -> set[int]:
-        """Ids of the parameters behind the synapses' weights."""
-        found = {id(p) for _, module, synapse in self._plan.synapses for p in synapse.trainable(module)}
-        for neuron in self._neurons:
-            for name in neuron.adapter.weight_names:
-                originals = (name, f"{name}_orig", f"parametrizations.{name}.")
-                found.update(id(p) for key, p in neuron.module.named_parameters() if key.startswith(originals))
-        return found
-
-    @property
-    def has_kept_states(self) -> bool:
-        """Whether modules other than neurons keep states from step to step."""
-        return any(not isinstance(kept.module, SequenceDropout) for kept in self._kept) or bool(self._plan.recurrences)
-
-    @property
-    def keeps_time(self) -> bool:
-        """Whether the model takes and returns a time dimension, [1, batch, ...] at each step."""
-        return bool(self._sequence_neurons or self._plan.lifts)
-
-    @property
-    def single_step_neurons(self) -> list[str]:
-        """Neurons that take one time step per call, in a model that takes whole sequences; those in a Lift aside."""
-        lifted = {id(child) for _, lift in self._plan.lifts for child in lift.modules()}
-        return [
-            neuron.name
-            for neuron in self._neurons
-            if self.keeps_time and neuron.name not in self._sequence_neurons and id(neuron.module) not in lifted
-        ]
-
-    def reset_kept_states(self) -> None:
-        """Resets the states that this model's neurons keep themselves, and nothing else."""
-        for neuron in self._neurons:
-            neuron.adapter.reset_states(neuron.module, None)
-        for kept in self._kept:
-            kept.reset(None)
+    # Ways of use.
 
     def stream(
         self,
@@ -673,7 +424,7 @@ class STLLRLearner(OptimizerFacade):
             SequenceInputError: If the data has neither form.
         """
         self._require_attached()
-        return make_stream(self, data, state, lengths, model)
+        return make_stream(self._network, data, state, lengths, model)
 
     def run(
         self,
@@ -728,7 +479,7 @@ class STLLRLearner(OptimizerFacade):
         """
         self._require_attached()
         return run_windows(
-            self,
+            self._network,
             net,
             inputs,
             targets,
@@ -776,7 +527,7 @@ class STLLRLearner(OptimizerFacade):
                 together.
         """
         self._require_attached()
-        return run_online(self, self._module(output), loss_fn, num_steps, backward)
+        return run_online(self._network, self._module(output), loss_fn, num_steps, backward)
 
     def two_pass(self, output: nn.Module | str, loss_fn: Callable[[Any], Tensor], forward: Callable[[], Any]) -> Tensor:
         """Exact gradients at constant memory for a loss that is not a sum over time steps, e.g. on spike counts.
@@ -800,11 +551,11 @@ class STLLRLearner(OptimizerFacade):
             StateError: If the two passes differ, e.g. through randomness outside of torch's generators.
         """
         self._require_attached()
-        return run_two_pass(self, self._module(output), loss_fn, forward)
+        return run_two_pass(self._network, self._module(output), loss_fn, forward)
 
     def _module(self, module: nn.Module | str) -> nn.Module:
         if isinstance(module, str):
-            found: nn.Module | None = dict(self.model.named_modules()).get(module)
+            found = self._network.find_module(module)
             if found is None:
                 raise StateError(
                     f"The model has no module named {module!r}; it has "
@@ -821,7 +572,7 @@ class STLLRLearner(OptimizerFacade):
     # Looking inside.
 
     @property
-    def feedback(self) -> Feedback:
+    def feedback(self) -> MutableMapping[str, Tensor]:
         """Feedback matrices by neuron module name, [outputs, *neuron shape]; may be read and set.
 
         For "local" and "local_random" they are the readouts, for "tess" the square waves [classes, channels].
@@ -829,55 +580,24 @@ class STLLRLearner(OptimizerFacade):
         Raises:
             RuleError: If the learning signal uses none.
         """
-        if not isinstance(self.signal, DirectSignal):
-            raise RuleError(f'learning_signal="{self.learning_signal}" uses no feedback matrices.')
-        return self.signal.feedback
-
-    def _running_edges(self) -> Iterator[tuple[NeuronSite, NeuronTraces, EdgeTraces, STLLRRule]]:
-        rules = {site.name: site.rule for site in self._sites}
-        for neuron in self._neurons:
-            for traces in neuron.layers():
-                for edge in traces.edges.values():
-                    yield neuron, traces, edge, neuron.rule_for(rules[self._edge_names[edge.name]])
+        return self._signal.feedback
 
     def report(self) -> Report:
         """What is trained how; print it. Connections show once the model has run a step in training mode."""
-        edges: dict[str, Edge] = {}
-        for neuron, _, edge, rule in self._running_edges():
-            synapse = self._edge_names[edge.name]
-            edges[edge.name] = Edge(edge.name, synapse, neuron.name, rule.describe(), neuron.adapter.spiking)
-        fed = {edge.synapse for edge in edges.values()}
-        frozen = {name for name, module, synapse in self._plan.synapses if not synapse.trainable(module)}
-        readouts = tuple(s.name for s in self._sites if s.name not in fed and s.name not in frozen) if edges else ()
-        return Report(
-            edges=tuple(edges.values()),
-            synapses={site.name: type(getattr(site, "module", site)).__name__ for site in self._sites},
-            neurons={neuron.name: type(neuron.module).__name__ for neuron in self._neurons},
-            readouts=readouts,
-            other_parameters=tuple(self._plan.other_parameters),
-            excluded=tuple(name for name, _ in self._plan.excluded),
-            settings={
-                "learning_signal": self.learning_signal,
-                "supervise_last": self.supervision.last,
-                "supervise_random": self.supervision.random,
-                "num_steps": self._num_steps,
-                "propagate": self._plan.rule.propagate,
-                "convention": self._plan.rule.convention,
-                "enabled": self._enabled,
-                **({} if self.run_notes is None else {"run": self.run_notes}),
-            },
-        )
+        settings = {
+            "learning_signal": self.learning_signal,
+            "supervise_last": self.supervision.last,
+            "supervise_random": self.supervision.random,
+            "num_steps": self._num_steps,
+            "propagate": self._plan.rule.propagate,
+            "convention": self._plan.rule.convention,
+            "enabled": self.enabled,
+        }
+        return overview.report(self._network, settings)
 
     def traces(self) -> dict[str, dict[str, Tensor | None]]:
         """The running traces by edge name: "pre" (shape of the synapse's input) and "post" (of the neuron), or None."""
-        result: dict[str, dict[str, Tensor | None]] = {}
-        for _, traces, edge, rule in self._running_edges():
-            post = traces.posts.get((resolve_psi(rule.psi), rule.lambda_post))
-            edge.lent = True
-            if post is not None:
-                post.lent = True
-            result[edge.name] = {"pre": edge.pre, "post": None if post is None else post.trace}
-        return result
+        return overview.traces(self._network)
 
     def memory_usage(self) -> dict[str, int]:
         """Bytes held between time steps: "pre" and "post" traces, "feedback" matrices, and their "total".
@@ -885,26 +605,14 @@ class STLLRLearner(OptimizerFacade):
         With ``Plasticity(eligibility_decay=...)`` also "eligibility", one number per weight, and with ``fold_steps``
         "waiting", what is kept for gradients to come.
         """
-        usage = {"pre": 0, "post": 0, "feedback": 0}
-        for neuron in self._neurons:
-            for traces in neuron.layers():
-                usage["pre"] += sum(_bytes(edge.pre) for edge in traces.edges.values())
-                usage["post"] += sum(_bytes(post.trace) for post in traces.posts.values())
-        if isinstance(self.signal, DirectSignal):
-            usage["feedback"] = sum(_bytes(matrix) for matrix in self.signal.feedback.values())
-        if isinstance(self.signal, Reinforcement):
-            usage["eligibility"] = self.signal.memory
-        if self.fold_steps > 1:
-            folded = [e.waiting for n in self._neurons for t in n.layers() for e in t.edges.values() if e.waiting]
-            usage["waiting"] = sum(_bytes(steps.inputs) + _bytes(steps.factors) for steps in folded)
-        return {**usage, "total": sum(usage.values())}
+        return overview.memory_usage(self._network)
 
     def __repr__(self) -> str:
         """Settings and counts, on one line."""
         kind = "no optimizer" if self._inner is None else type(self._inner).__name__
         return (
-            f"STLLRLearner({type(self.model).__name__}, {kind}, {len(self._sites)} synapses, {len(self._neurons)} "
-            f"neurons, learning_signal={self.learning_signal!r}, rule={self._plan.rule})"
+            f"STLLRLearner({type(self.model).__name__}, {kind}, {len(self._network.synapses)} synapses, "
+            f"{len(self._network.neurons)} neurons, learning_signal={self.learning_signal!r}, rule={self._plan.rule})"
         )
 
     # Checkpoints.
@@ -912,12 +620,7 @@ class STLLRLearner(OptimizerFacade):
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's state and, under "stllr", rules and feedback matrices; traces belong to a sequence."""
         inner: dict[str, Any] = {"state": {}, "param_groups": []} if self._inner is None else self._inner.state_dict()
-        own = self._described()
-        if isinstance(self.signal, DirectSignal):
-            own["feedback"] = {name: matrix.detach().clone() for name, matrix in self.signal.feedback.items()}
-            own["feedback_seed"] = self.signal.feedback.seed
-            own.update(self.signal.state_dict())
-        return {**inner, _STATE_KEY: own}
+        return {**inner, _STATE_KEY: {**self._described(), **self._signal.state_dict()}}
 
     def _described(self) -> dict[str, Any]:
         return {
@@ -942,13 +645,7 @@ class STLLRLearner(OptimizerFacade):
                     f"The checkpoint was made with learning_signal={own['learning_signal']!r}, this learner has "
                     f"{self.learning_signal!r}."
                 )
-            if isinstance(self.signal, DirectSignal):
-                unknown = sorted(set(own["feedback"]) - set(self.signal.feedback.names))
-                if unknown:
-                    raise RuleError(
-                        f"The checkpoint has feedback matrices for {unknown}; this model has "
-                        f"{self.signal.feedback.names}."
-                    )
+            self._signal.check_state(own)
         if self._inner is not None:
             self._inner.load_state_dict(state)
         if own is None:
@@ -957,21 +654,20 @@ class STLLRLearner(OptimizerFacade):
         for what in ("rule", "layer_rules"):
             if own[what] != mine[what]:
                 warn(f"The checkpoint was made with {what} {own[what]}; this learner goes on with {mine[what]}.")
-        if isinstance(self.signal, DirectSignal):
-            self.signal.feedback.seed = own["feedback_seed"]
-            for name, matrix in own["feedback"].items():
-                self.signal.feedback[name] = matrix
-            self.signal.load_state_dict(own)
+        self._signal.load_state_dict(own)
 
 
-def _check_count(name: str, value: int | None) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise RuleError(f"{name}={value!r}: expected a positive number of time steps, or None.")
-
-
-def _check_folding(signal: str, optimizer: Optimizer | None) -> None:
-    if signal != "bp":
-        raise RuleError(f'fold_steps is for learning_signal="bp"; found {signal!r}. Leave it out.')
+def _check_signal(plan: Plan, optimizer: Optimizer | None, fold_steps: int | None) -> None:
+    kind: type[LearningSignal] = SIGNALS[plan.learning_signal]
+    if kind.needs_optimizer and optimizer is None:
+        raise RuleError(
+            f'learning_signal="{plan.learning_signal}" trains a classifier per layer with an optimizer like yours: '
+            'pass the optimizer, or use "local_random", whose classifiers stay as they are.'
+        )
+    if fold_steps is None or fold_steps == 1:
+        return
+    if kind.at_each_step:
+        raise RuleError(f'fold_steps is for learning_signal="bp"; found {plan.learning_signal!r}. Leave it out.')
     if optimizer is None:
         raise RuleError(
             "fold_steps keeps gradients back until step(), so the learner must know it: pass the optimizer, and call "
@@ -979,5 +675,10 @@ def _check_folding(signal: str, optimizer: Optimizer | None) -> None:
         )
 
 
-def _bytes(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.numel() * tensor.element_size()
+def _make_signal(plan: Plan, session: Session, seed: int | None) -> LearningSignal:
+    name, module = ("", None) if plan.output is None else plan.output
+    hidden = [] if plan.output is None else hidden_neurons(plan)
+    with_time = frozenset(name for name, module, adapter in plan.neurons if adapter.is_sequence(module))
+    seed = torch.initial_seed() if seed is None else seed
+    kind: type[LearningSignal] = SIGNALS[plan.learning_signal]
+    return kind(SignalSetup(session, plan.learning_signal, name, module, hidden, seed, with_time))

@@ -15,16 +15,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stllr_plugin.errors import RuleError, StateError
-from stllr_plugin.graft import PostFactor, StepRecord
-from stllr_plugin.signals.base import LearningSignal
-from stllr_plugin.sites import NeuronSite
+from stllr_plugin.marks import mark_of
+from stllr_plugin.precision import num_bytes
+from stllr_plugin.record import Record
+from stllr_plugin.registry import register_signal
+from stllr_plugin.session import several_processes
+from stllr_plugin.signals.base import LearningSignal, SignalSetup
 
 WeightFactor = Callable[[Tensor], Tensor]
 
@@ -56,21 +59,14 @@ class Plasticity:
         if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0.0 <= decay <= 1.0:
             raise RuleError(f"eligibility_decay={decay!r}: expected a number in [0, 1], or None.")
 
-    def eligibilities(self, record: StepRecord, delta: Tensor) -> list[Tensor | None]:
+    def eligibilities(self, record: Record, delta: Tensor) -> list[Tensor | None]:
         """``sum_b delta_i e_ij`` for the weight of each input of a neuron, with the factors."""
         if self.potentiation is None and self.depression is None:
             return record.spike_gradients(delta)
         # Both factors depend on the weight alone, so each is taken out of the sum over samples and places.
-        first = replace(record, posts={rule: PostFactor(post.psi, None) for rule, post in record.posts.items()})
-        silent = {rule: replace(rule, alpha_pre=0.0) for rule in record.posts}
-        second = replace(
-            record,
-            posts={silent[rule]: post for rule, post in record.posts.items()},
-            inputs=[replace(synaptic, rule=silent[synaptic.rule]) for synaptic in record.inputs],
-        )
         totals: list[Tensor | None] = [None] * len(record.inputs)
-        for part, factor in ((first, self.potentiation), (second, self.depression)):
-            for index, gradient in enumerate(part.spike_gradients(delta)):
+        for terms, factor in (({"noncausal": False}, self.potentiation), ({"causal": False}, self.depression)):
+            for index, gradient in enumerate(record.spike_gradients(delta, **terms)):
                 if gradient is None:
                     continue
                 if factor is not None:
@@ -88,24 +84,39 @@ class _Weight:
     eligibility: Tensor
 
 
+@register_signal("one")
 class Reinforcement(LearningSignal):
-    """The signal "one": the same for every spiking neuron, given by :meth:`reinforce`."""
+    """The signal "one": the same for every spiking neuron, given by :meth:`reinforce`.
 
-    name = "one"
+    Attributes:
+        plasticity: How eligibilities become weight changes.
+    """
 
-    def __init__(self, plasticity: Plasticity | None = None) -> None:
-        """Args: how eligibilities become weight changes."""
-        self.plasticity = plasticity or Plasticity()
+    def __init__(self, setup: SignalSetup) -> None:
+        """See the base class."""
+        super().__init__(setup)
+        self.plasticity = Plasticity()
+        self._spiking: set[str] = set()  # names of the neurons that gave out spikes
         self._step = -1
-        self._records: list[tuple[StepRecord, Tensor]] = []  # of the last time step, with the spikes of each
+        self._records: list[tuple[Record, Tensor]] = []  # of the last time step, with the spikes of each
         self._weights: dict[int, _Weight] = {}  # by synapse
 
-    def hidden(self, site: NeuronSite, spikes: Tensor) -> Tensor:
+    def use_plasticity(self, plasticity: Any) -> None:
+        """See the base class."""
+        if plasticity is not None and not isinstance(plasticity, Plasticity):
+            raise RuleError(
+                f"plasticity is a {type(plasticity).__name__}; pass a stllr_plugin.stdp.Plasticity, or None."
+            )
+        self.plasticity = plasticity or Plasticity()
+
+    def hidden(self, name: str, spikes: Tensor) -> Tensor:
         """Keeps this step of the neuron; the layers above see its spikes cut off."""
-        record: StepRecord | None = getattr(spikes.grad_fn, "record", None)
+        mark = None if spikes.grad_fn is None else mark_of(spikes.grad_fn)
+        record: Any = None if mark is None else mark.record
         if record is None:
             return spikes
-        clock = site.learner.supervision.clock
+        self._spiking.add(name)
+        clock = self.session.clock
         if clock != self._step:
             self._begin_step(clock)
         if self.plasticity.eligibility_decay is None:
@@ -114,9 +125,9 @@ class Reinforcement(LearningSignal):
             self._accumulate(record, spikes)
         return spikes.detach()
 
-    def passed_over(self, site: NeuronSite) -> None:
+    def passed_over(self, name: str) -> None:
         """See the base class; eligibilities decay, and there is nothing to reward."""
-        clock = site.learner.supervision.clock
+        clock = self.session.clock
         if clock != self._step:
             self._begin_step(clock)
 
@@ -126,8 +137,8 @@ class Reinforcement(LearningSignal):
         for kept in self._weights.values():
             kept.eligibility = kept.eligibility * float(self.plasticity.eligibility_decay or 0.0)
 
-    def _accumulate(self, record: StepRecord, spikes: Tensor) -> None:
-        delta = record.supervision.mask(torch.ones_like(spikes), record.step)
+    def _accumulate(self, record: Record, spikes: Tensor) -> None:
+        delta = record.span.mask(torch.ones_like(spikes))
         if delta is None:
             return
         found = self.plasticity.eligibilities(record, delta)
@@ -141,9 +152,9 @@ class Reinforcement(LearningSignal):
             else:
                 kept.weight, kept.eligibility = weight, kept.eligibility + eligibility
 
-    def reaches(self, site: NeuronSite) -> bool:
+    def reaches(self, name: str) -> bool:
         """True for spiking neurons."""
-        return site.adapter.spiking
+        return name in self._spiking
 
     def restart(self, **_: Any) -> None:
         """See the base class."""
@@ -151,17 +162,18 @@ class Reinforcement(LearningSignal):
         self._records.clear()
         self._weights.clear()
 
-    @property
-    def memory(self) -> int:
-        """Bytes held between time steps."""
-        return sum(kept.eligibility.numel() * kept.eligibility.element_size() for kept in self._weights.values())
+    def memory(self) -> dict[str, int]:
+        """See the base class."""
+        return {"eligibility": sum(num_bytes(kept.eligibility) for kept in self._weights.values())}
 
     def reinforce(self, reward: float | Tensor) -> int:
         """Adds ``-reward * eligibility`` to the gradients; returns how many weights got one.
 
         Raises:
-            StateError: If no time step has run, or the reward does not fit.
+            StateError: If no time step has run, the reward does not fit, or several processes train together.
         """
+        if several_processes():
+            raise StateError("reinforce() does not average over processes; train with one.")
         decayed = self.plasticity.eligibility_decay is not None
         if self._step < 0:
             raise StateError(
@@ -184,7 +196,7 @@ class Reinforcement(LearningSignal):
             torch.autograd.backward(weights, gradients, retain_graph=True)
         return len(found)
 
-    def _gradients(self, record: StepRecord, spikes: Tensor, reward: float | Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _gradients(self, record: Record, spikes: Tensor, reward: float | Tensor) -> list[tuple[Tensor, Tensor]]:
         delta = torch.full_like(spikes, -1.0)
         if isinstance(reward, Tensor):
             if reward.dim() == 1:
@@ -194,7 +206,7 @@ class Reinforcement(LearningSignal):
                     raise StateError(f"reinforce(): {reward.shape[0]} rewards for a batch of {spikes.shape[batch]}.")
                 reward = reward.view(-1, *[1] * (spikes.dim() - 1 - batch))
             reward = reward.to(delta)
-        masked = record.supervision.mask(delta * reward, record.step)
+        masked = record.span.mask(delta * reward)
         if masked is None:
             return []
         found = self.plasticity.eligibilities(record, masked)

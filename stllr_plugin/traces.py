@@ -2,22 +2,26 @@
 
 Per neuron and sequence there is one presynaptic trace per incoming synapse (of the size of that synapse's input) and
 one postsynaptic trace (of the size of the layer). Nothing here grows with the number of time steps or with the number
-of synapses.
+of synapses. Traces move on by K steps at once; one step is K = 1.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from stllr_plugin.activations import Psi
+from stllr_plugin.calls import SynapseSite
 from stllr_plugin.errors import StateError
+from stllr_plugin.folding import last_trace
+from stllr_plugin.waiting import WaitingSteps
 
-if TYPE_CHECKING:
-    from stllr_plugin.folding import FoldedSteps
+
+def edge_name(synapse: str, neuron: str, number: int, layer: int) -> str:
+    """Name of an edge; calls of one synapse (#) and runs of one block (@) within a step are numbered."""
+    return f"{synapse}->{neuron}" + (f"#{number + 1}" if number else "") + (f"@{layer + 1}" if layer else "")
 
 
 @dataclass(slots=True)
@@ -26,55 +30,62 @@ class EdgeTraces:
 
     Attributes:
         name: ``"<synapse>-><neuron>"``.
+        site: The synapse.
         pre: tr_x, shape of the synapse's input [B, ...]; None before the first step.
         lent: Whether somebody else may hold ``pre``, which must then not be changed in place.
         waiting: Gradients of the last steps that have not been multiplied yet (``fold_steps``).
         interrupted: Whether the trace has been changed since, other than by a step.
+        direct: Whether u was the plain sum of the synapse's output and others at its last call.
     """
 
     name: str
+    site: SynapseSite
     pre: Tensor | None = None
     lent: bool = False
-    waiting: FoldedSteps | None = None
+    waiting: WaitingSteps | None = None
     interrupted: bool = False
+    direct: bool = False
 
-    def advance(self, x: Tensor, decay: float, lend: bool = True) -> Tensor:
-        """``tr_x[t] = decay * tr_x[t-1] + x[t]``; returns tr_x[t]. Kept in float32 for half-precision inputs.
+    def advance(self, x: Tensor, decay: float, lend: bool) -> tuple[Tensor | None, Tensor]:
+        """``tr_x[t] = decay * tr_x[t-1] + x[t]`` for K steps.
 
         Args:
-            x: The input.
+            x: The inputs, [K, B, ...], of at least float32.
             decay: lambda_pre.
             lend: Whether the caller keeps what is returned beyond the next step.
+
+        Returns:
+            The trace before these steps (None at the beginning of a sequence; of no use where it is not lent) and the
+            one at their end.
+
+        Raises:
+            StateError: If the batch has another shape than that of this sequence.
         """
-        x = full_precision(x.detach())
-        if self.pre is not None and self.pre.shape != x.shape:
+        before = self.pre
+        if before is not None and before.shape != x.shape[1:]:
             raise StateError(
-                f"Edge {self.name}: the input has shape {tuple(x.shape)}, but the trace of this sequence has "
-                f"{tuple(self.pre.shape)}. Call learner.reset() before a batch of another size."
+                f"Edge {self.name}: the input has shape {tuple(x.shape[1:])}, but the trace of this sequence has "
+                f"{tuple(before.shape)}. Call learner.reset() before a batch of another size."
             )
-        # The graph of an earlier step may still hold the old trace. The first trace is a copy, since the caller may use
-        # the memory of the input again for the next one.
-        lent, self.lent = self.lent, lend
-        if decay == 0.0:
-            self.pre = x
-        elif self.pre is None:
-            self.pre = x.clone()
-        elif lent or lend or self.pre.dtype != x.dtype or self.pre.device != x.device:
-            self.pre = torch.add(x, self.pre.to(x.device, x.dtype), alpha=decay)
+        if len(x) == 1:
+            self.pre, self.lent = _moved_on(before, x[0], decay, self.lent, lend)
         else:
-            torch.add(x, self.pre, alpha=decay, out=self.pre)
+            self.pre, self.lent = last_trace(before, x, decay), False
+        return before, self.pre
+
+    def decay(self, decay: float, lend: bool) -> Tensor | None:
+        """A step at which the synapse is not called, which is as if its input were zero; returns tr_x[t]."""
+        if self.pre is not None:
+            if self.lent or lend:
+                self.pre, self.lent = self.pre * decay, lend
+            else:
+                self.pre.mul_(decay)
         return self.pre
 
     def gradient_of_waiting(self) -> Tensor | None:
         """The weight's gradient of the steps that wait, which then wait no more; None if there are none."""
         self.interrupted = False
-        if self.waiting is None or self.waiting.call is None:
-            return None
-        call = self.waiting.call
-        weight, (x, g) = call.trained_weight().detach(), self.waiting.take()
-        if call.site.is_batched(x[0], weight):  # without a batch the steps are one
-            x, g = x.flatten(0, 1), g.flatten(0, 1)
-        return call.site.product(weight, [(x, g)])
+        return None if self.waiting is None else self.waiting.gradient()
 
 
 @dataclass(slots=True)
@@ -93,53 +104,69 @@ class PostTrace:
     trace: Tensor | None = None
     lent: bool = False
 
-    def advance(self, psi: Tensor, lend: bool) -> tuple[Tensor | None, Tensor]:
-        """Moves on to ``tr_psi[t] = decay * tr_psi[t-1] + psi(v[t])``; returns tr_psi[t-1] and tr_psi[t].
+    def advance(self, psi: Tensor, lend: bool) -> Tensor | None:
+        """Moves on to ``tr_psi[t] = decay * tr_psi[t-1] + psi(v[t])`` over K steps; returns the trace before them.
 
         Args:
-            psi: psi(v[t]).
-            lend: Whether the caller keeps them. If not, the first is of no use.
+            psi: psi(v), [K, B, ...].
+            lend: Whether the caller keeps what is returned. If not, it is of no use.
         """
         before = self.trace
-        lent, self.lent = self.lent, lend
-        if before is None or self.decay == 0.0:
-            self.trace, self.lent = psi, True
-        elif lent or lend or before.dtype != psi.dtype or before.device != psi.device:
-            self.trace = torch.add(psi, before.to(psi.device, psi.dtype), alpha=self.decay)
+        if len(psi) == 1:
+            self.trace, self.lent = _moved_on(before, psi[0], self.decay, self.lent, lend)
         else:
-            torch.add(psi, before, alpha=self.decay, out=before)
-        assert self.trace is not None
-        return before, self.trace
+            self.trace, self.lent = last_trace(before, psi, self.decay), False
+        return before
 
 
-@dataclass(slots=True)
+def _moved_on(before: Tensor | None, x: Tensor, decay: float, lent: bool, lend: bool) -> tuple[Tensor, bool]:
+    """The trace after one more step, and whether somebody else may hold it."""
+    if decay == 0.0:
+        return x, True
+    if before is None:
+        return x.clone(), lend  # the caller may use the memory of the input again for the next one
+    if lent or lend or before.dtype != x.dtype or before.device != x.device:
+        return torch.add(x, before.to(x.device, x.dtype), alpha=decay), lend
+    return torch.add(x, before, alpha=decay, out=before), False
+
+
+@dataclass(slots=True, eq=False)
 class NeuronTraces:
     """All state of one neuron within one sequence.
 
-    A neuron module that serves several layers has one of these for each.
+    It follows the neuron's own state as that goes from step to step. A neuron module that serves several layers, each
+    with a state of its own, has one of these for each.
 
     Attributes:
-        number: Which of the layers that the same synapses feed this is.
-        steps: Time steps seen since the sequence began.
+        number: Which of the layers is meant that the same synapses feed.
+        sequence: Number of the sequence in which the layer ran last; -1 before its first step.
+        steps: Time steps that it has run since the sequence began: a count of its own, which says nothing of the time.
+        last_step: The last of them; -1 before the first.
         model_call: Number of the call of the whole model in which the last of them ran.
+        sites: The synapses that have fed it.
         edges: By (id of the synapse's site, number of the call within a step).
         posts: By (psi, lambda_post).
         last_membrane: Membrane that the last step returned (detached), and its version, to notice a new sequence.
             Holding it keeps its memory from being given to another tensor, which would then look like the same state.
+        ended: The same of the sequence before, where another one began without a reset.
         ended_by_step: Whether ``step()`` has just ended the sequence.
     """
 
     number: int = 0
+    sequence: int = -1
     steps: int = 0
+    last_step: int = -1
     model_call: int = 0
+    sites: set[SynapseSite] = field(default_factory=set)
     edges: dict[tuple[int, int], EdgeTraces] = field(default_factory=dict)
     posts: dict[tuple[Psi | None, float], PostTrace] = field(default_factory=dict)
     last_membrane: tuple[Tensor, int] | None = None
+    ended: tuple[Tensor, int] | None = None
     ended_by_step: bool = False
 
     def restart(self) -> None:
         """Forgets the sequence; edges keep their names."""
-        self.steps = 0
+        self.steps, self.sequence, self.last_step = 0, -1, -1
         for edge in self.edges.values():
             edge.pre, edge.interrupted = None, True
         for post in self.posts.values():
@@ -151,10 +178,11 @@ class NeuronTraces:
 
     def returned(self, membrane: Tensor | None) -> bool:
         """Whether an incoming membrane is, untouched, the one that the last step returned."""
-        if membrane is None or self.last_membrane is None:
-            return False
-        last, version = self.last_membrane
-        return membrane.data_ptr() == last.data_ptr() and membrane._version == version
+        return _is_same(membrane, self.last_membrane)
+
+    def ended_with(self, membrane: Tensor | None) -> bool:
+        """Whether it is the one that the sequence before ended with, and not of the running one."""
+        return _is_same(membrane, self.ended)
 
     def clear_samples(self, mask: Tensor) -> None:
         """Zeroes the traces of the samples where mask [B] is true. Out of place, since graphs may hold the old ones."""
@@ -162,6 +190,13 @@ class NeuronTraces:
             edge.pre, edge.interrupted = _cleared(edge.pre, mask, edge.name), True
         for post in self.posts.values():
             post.trace = _cleared(post.trace, mask, "the postsynaptic trace")
+
+
+def _is_same(membrane: Tensor | None, known: tuple[Tensor, int] | None) -> bool:
+    if membrane is None or known is None:
+        return False
+    last, version = known
+    return membrane.data_ptr() == last.data_ptr() and membrane._version == version
 
 
 def _cleared(trace: Tensor | None, mask: Tensor, name: str) -> Tensor | None:
@@ -173,8 +208,3 @@ def _cleared(trace: Tensor | None, mask: Tensor, name: str) -> Tensor | None:
         raise StateError(f"reset(mask): the mask has {mask.shape[0]} samples, but {name} has {trace.shape[0]}.")
     rows = mask.to(trace.device).view(-1, *[1] * (trace.dim() - 1))
     return torch.where(rows, torch.zeros_like(trace), trace)
-
-
-def full_precision(tensor: Tensor) -> Tensor:
-    """Float32 for half-precision (and non-float) tensors; float32 and float64 pass through."""
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()

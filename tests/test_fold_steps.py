@@ -320,7 +320,7 @@ def test_several_processes_may_not_end_a_sequence_early(monkeypatch: pytest.Monk
     for x in frames()[:7]:
         step_loss(model, x).backward()
     before = [p.detach().clone() for p in model.parameters()]
-    monkeypatch.setattr(STLLRLearner, "distributed", True)
+    monkeypatch.setattr("stllr_plugin.learner.several_processes", lambda: True)
     with pytest.raises(StateError, match="announced end"):
         learner.step()
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))

@@ -1,4 +1,4 @@
-"""Neurons that run() knows by heart: taken where they are plain, and right for losses on everything they return."""
+"""Neurons that are known by heart: taken where they are plain, and right for losses on everything they return."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from stllr_plugin import STLLRLearner, STLLRRule
-from stllr_plugin.windows import neuron as windows_neuron
+from stllr_plugin.sites import neuron as attached_neuron
+from stllr_plugin.ways.windows import neuron as windows_neuron
 from tests.support.setup import gradients, tensors
 
 norse = pytest.importorskip("norse.torch")
@@ -73,9 +74,13 @@ def trained(name: str, rule: str, window: int | None, fused: bool) -> tuple[dict
         for parameter in model.parameters():
             parameter.mul_(4)
     xs = (torch.rand(STEPS, BATCH, 4) < 0.5).double()
-    with pytest.MonkeyPatch.context() as patch, STLLRLearner(model, rule=RULES[rule]) as learner:
+    with pytest.MonkeyPatch.context() as patch:
         if fused:
             patch.setattr(windows_neuron, "scan_steps", lambda *_: pytest.fail("ran step by step"))
+            patch.setattr(attached_neuron, "live_response", lambda *_: pytest.fail("left a graph"))
+        else:
+            patch.setattr(attached_neuron, "find_knowledge", lambda _: None)
+        learner = STLLRLearner(model, rule=RULES[rule])
         if window is None:
             outputs = []
             for t, output in enumerate(learner.stream(xs)):
@@ -88,10 +93,11 @@ def trained(name: str, rule: str, window: int | None, fused: bool) -> tuple[dict
     return gradients(model), outputs
 
 
-@pytest.mark.parametrize("window", [1, 3, 100])
+@pytest.mark.parametrize("window", [None, 1, 3, 100])
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", CELLS)
-def test_losses_on_all_that_a_cell_returns(name: str, rule: str, window: int) -> None:
+def test_losses_on_all_that_a_cell_returns(name: str, rule: str, window: int | None) -> None:
+    """Step by step (None) and in windows, against steps whose graph is the module's own."""
     found, outputs = trained(name, rule, window, fused=True)
     expected, wanted = trained(name, rule, None, fused=False)
     for one, other in zip(outputs, wanted, strict=True):
@@ -216,8 +222,7 @@ def test_in_half_precision_they_do_what_the_modules_do(name: str) -> None:
             if fused:
                 patch.setattr(windows_neuron, "scan_steps", lambda *_: pytest.fail("ran step by step"))
             else:
-                patch.setattr(windows_neuron, "scan_leaky", lambda *_: None)
-                patch.setattr(windows_neuron, "scan_norse", lambda *_: None)
+                patch.setattr(windows_neuron, "find_knowledge", lambda _: None)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 result = learner.run(model, xs, None, lambda out, _: out.float().square().mean(), window=4)
             assert result.steps_because is None

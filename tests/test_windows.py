@@ -360,7 +360,7 @@ def test_a_model_that_raises_is_given_back() -> None:
     with pytest.raises(KeyError, match="mine"):
         learner.run(net, x, y, fails)
     assert all("forward" not in module.__dict__ for module in net.modules())
-    assert learner.supervision.window is None
+    assert learner._session.window is None
     result = learner.run(net, x, y, functional.cross_entropy)
     assert result.supervised_steps == STEPS
 

@@ -2,50 +2,93 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from stllr_plugin.sites import NeuronSite
+from stllr_plugin.errors import RuleError
+from stllr_plugin.registry import register_signal
+from stllr_plugin.session import Session
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
-class LearningSignal:
-    """The signal "bp": it reaches hidden layers through the layers above, at the same time step.
+@dataclass(frozen=True)
+class SignalSetup:
+    """What a learning signal is built from.
 
     Attributes:
-        name: Its name, as in ``STLLRLearner(learning_signal=...)``.
-        needs_target: Whether ``set_target`` must be called before each sequence.
+        session: What all parts of the learner share.
+        name: The signal's name.
+        output_name: Name of the module whose output the loss sees; "" if the model has none.
+        output: That module.
+        hidden: Names of the hidden spiking neurons.
+        seed: Seed of the feedback matrices.
+        with_time: Names of the neurons that take and return [time, batch, ...], one time step per call.
     """
 
-    name = "bp"
-    needs_target = False
+    session: Session
+    name: str
+    output_name: str
+    output: nn.Module | None
+    hidden: list[str]
+    seed: int
+    with_time: frozenset[str] = frozenset()
 
-    def hidden(self, site: NeuronSite, spikes: Tensor) -> Tensor:
+
+class LearningSignal:
+    """Where delta = dL/dy of each neuron comes from. By default through the layers above.
+
+    A kind of signal is a subclass with :func:`~stllr_plugin.registry.register_signal`. Neurons are known to it by their
+    names.
+
+    Attributes:
+        session: What all parts of the learner share.
+        name: Its name, as in ``STLLRLearner(learning_signal=...)``.
+        needs_target: Whether ``set_target`` must be called before each sequence.
+        needs_optimizer: Whether it has parameters of its own, which an optimizer like the user's trains.
+        at_each_step: Whether it is made at each time step, so that steps can neither run nor be multiplied together.
+    """
+
+    needs_target: ClassVar[bool] = False
+    needs_optimizer: ClassVar[bool] = False
+    at_each_step: ClassVar[bool] = True
+
+    def __init__(self, setup: SignalSetup) -> None:
+        """See the class."""
+        self.session = setup.session
+        self.name = setup.name
+
+    # At each step.
+
+    def hidden(self, name: str, spikes: Tensor) -> Tensor:
         """Called with each neuron's grafted spikes; returns what the layers above see."""
         return spikes
 
-    def passed_over(self, site: NeuronSite) -> None:
+    def passed_over(self, name: str) -> None:
         """Called with each neuron at a step that is not supervised."""
 
-    def begins_anew(self) -> None:
-        """Called where a neuron shows that a new sequence has begun without a reset."""
-
-    def check_delivered(self) -> None:
-        """Called by ``step()``: raises if the signal had somewhere to go and did not get there."""
-
-    def reaches(self, site: NeuronSite) -> bool:
+    def reaches(self, name: str) -> bool:
         """Whether the signal comes to this neuron directly, so that nothing may reach it through other layers."""
         return False
+
+    # Sequences and updates.
 
     def attach(self) -> list[Any]:
         """Registers what the signal needs; returns handles."""
         return []
 
+    def begins_anew(self) -> None:
+        """Called where a neuron shows that a new sequence has begun without a reset."""
+
     def restart(self, *, keep_target: bool = False) -> None:
         """Forgets the running sequence."""
+
+    def check_delivered(self) -> None:
+        """Called by ``step()``: raises if the signal had somewhere to go and did not get there."""
 
     def zero_grad(self) -> None:
         """Clears the gradients of parameters that belong to the signal."""
@@ -53,9 +96,48 @@ class LearningSignal:
     def step(self, inner: Optimizer) -> None:
         """Updates parameters that belong to the signal, as the inner optimizer updates the model's."""
 
+    # What some of them have; the others refuse.
+
+    def set_target(self, target: Tensor, scale: float | Tensor, loss_scale: float) -> None:
+        """See ``STLLRLearner.set_target``."""
+        raise RuleError(f'learning_signal="{self.name}" uses no target; leave set_target() out.')
+
+    def reinforce(self, reward: float | Tensor) -> int:
+        """See ``STLLRLearner.reinforce``; returns how many weights got a gradient."""
+        raise RuleError(
+            f"reinforce() is for learning_signal='one'; this learner has {self.name!r}, which learns from "
+            "loss.backward()."
+        )
+
+    def use_plasticity(self, plasticity: Any) -> None:
+        """Takes the learner's ``plasticity``; None where none was given."""
+        if plasticity is not None:
+            raise RuleError(f'plasticity is for learning_signal="one"; this learner has {self.name!r}.')
+
+    @property
+    def feedback(self) -> MutableMapping[str, Tensor]:
+        """Feedback matrices by neuron module name."""
+        raise RuleError(f'learning_signal="{self.name}" uses no feedback matrices.')
+
+    def memory(self) -> dict[str, int]:
+        """Bytes held between time steps, by what they are for."""
+        return {}
+
+    # Checkpoints.
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold; empty if nothing."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raises RuleError if what :meth:`state_dict` gave does not fit; nothing has been loaded yet."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Loads what :meth:`state_dict` gave."""
+
+
+@register_signal("bp")
+class Backpropagation(LearningSignal):
+    """The signal "bp": it reaches hidden layers through the layers above, at the same time step."""
+
+    at_each_step = False

@@ -7,23 +7,21 @@ Provides Learning in Deep Neural Networks", NeurIPS 2016; S-TLLR paper, Sec. 4.2
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from stllr_plugin.errors import NoGradientCapturedError, StateError
+from stllr_plugin.errors import NoGradientCapturedError, RuleError, StateError
 from stllr_plugin.hooks import Hook, eager
 from stllr_plugin.neurons.base import rebuilt
-from stllr_plugin.signals.base import LearningSignal
+from stllr_plugin.precision import num_bytes, without_autocast
+from stllr_plugin.registry import register_signal
+from stllr_plugin.signals.base import LearningSignal, SignalSetup
 from stllr_plugin.signals.feedback import Feedback
-from stllr_plugin.sites import NeuronSite
-
-if TYPE_CHECKING:
-    from stllr_plugin.learner import STLLRLearner
 
 # From the error [B, outputs] at the output of a step to delta [B, *neuron shape] of each hidden neuron.
 Projection = Callable[[Tensor], list[Tensor]]
@@ -34,27 +32,27 @@ Hidden = list[tuple[str, Tensor]]
 class DirectSignal(LearningSignal):
     """A signal that comes to each hidden spiking neuron directly, when a backward pass reaches the output of the step.
 
-    Args:
-        learner: The learner.
-        name: The signal's name.
+    Attributes:
         output_name: Name of the module whose output the loss sees.
         output: That module.
-        hidden: Names of the hidden neurons.
-        seed: Seed of the feedback matrices.
     """
 
-    def __init__(
-        self, learner: STLLRLearner, name: str, output_name: str, output: nn.Module, hidden: list[str], seed: int
-    ) -> None:
+    def __init__(self, setup: SignalSetup) -> None:
         """See the class."""
-        self.name = name
-        self.learner = learner
-        self.output_name = output_name
-        self.output = output
-        self.feedback = self.make_feedback(hidden, seed)
+        super().__init__(setup)
+        assert setup.output is not None
+        self.output_name = setup.output_name
+        self.output = setup.output
+        self._feedback = self.make_feedback(setup.hidden, setup.seed)
+        self._with_time = setup.with_time
         self._waiting: list[tuple[str, Tensor, int]] = []
         # Since the last update: whether an error could have come to the output, and whether one has.
         self._awaited = self._came = False
+
+    @property
+    def feedback(self) -> Feedback:
+        """Feedback matrices by neuron module name, [outputs, *neuron shape]."""
+        return self._feedback
 
     def make_feedback(self, hidden: list[str], seed: int) -> Feedback:
         """The feedback matrices of this signal."""
@@ -69,16 +67,16 @@ class DirectSignal(LearningSignal):
         """
         raise NotImplementedError
 
-    def hidden(self, site: NeuronSite, spikes: Tensor) -> Tensor:
+    def hidden(self, name: str, spikes: Tensor) -> Tensor:
         """Keeps the grafted spikes until the output of this step is known; the layers above see them cut off."""
-        if not self.reaches(site):
+        if not self.reaches(name):
             return spikes
-        self._waiting.append((site.name, spikes, self.learner.supervision.clock))
+        self._waiting.append((name, spikes, self.session.clock))
         return spikes.detach()
 
-    def reaches(self, site: NeuronSite) -> bool:
+    def reaches(self, name: str) -> bool:
         """True for hidden neurons."""
-        return site.name in self.feedback.names
+        return name in self.feedback.names
 
     def attach(self) -> list[Any]:
         """Hooks the output module, after the hooks of synapses and neurons."""
@@ -91,7 +89,7 @@ class DirectSignal(LearningSignal):
 
     def deliver(self, result: Any) -> Any:
         """Routes the error that will arrive at the outputs of this step to the hidden layers."""
-        clock = self.learner.supervision.clock
+        clock = self.session.clock
         late = [name for name, _, step in self._waiting if step != clock]
         if late:
             raise StateError(
@@ -137,9 +135,32 @@ class DirectSignal(LearningSignal):
             )
         self._awaited = self._came = False
 
+    def memory(self) -> dict[str, int]:
+        """See the base class."""
+        return {"feedback": sum(num_bytes(matrix) for matrix in self.feedback.values())}
+
+    def state_dict(self) -> dict[str, Any]:
+        """See the base class."""
+        matrices = {name: matrix.detach().clone() for name, matrix in self.feedback.items()}
+        return {"feedback": matrices, "feedback_seed": self.feedback.seed}
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """See the base class."""
+        unknown = sorted(set(state["feedback"]) - set(self.feedback.names))
+        if unknown:
+            raise RuleError(
+                f"The checkpoint has feedback matrices for {unknown}; this model has {self.feedback.names}."
+            )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See the base class."""
+        self.feedback.seed = state["feedback_seed"]
+        for name, matrix in state["feedback"].items():
+            self.feedback[name] = matrix
+
     def _batch_first(self, name: str, spikes: Tensor) -> Tensor:
         """Spikes without the time dimension that sequence modules keep."""
-        return spikes[0] if self.learner.takes_sequences(name) else spikes
+        return spikes[0] if name in self._with_time else spikes
 
 
 def _rows(tensor: Tensor, batch: int) -> Tensor:
@@ -158,7 +179,7 @@ class _OutputHook(Hook):
 
     @eager
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if self.signal.learner.is_recording:
+        if self.signal.session.is_recording:
             return self.signal.deliver(output)
         return None
 
@@ -180,12 +201,13 @@ class _ErrorFork(Function):
         if not given:
             return (None,) * len(ctx.needs_input_grad)
         error = given[0] if len(given) == 1 else torch.stack(given).sum(0)
-        with torch.autocast(device_type=error.device.type, enabled=False):
+        with without_autocast(error):
             deltas = ctx.projection(error)
         shaped = [delta.reshape(shape) for delta, shape in zip(deltas, ctx.shapes, strict=True)]
         return (None, None, None, *errors, *shaped)
 
 
+@register_signal("dfa", "sign_dfa")
 class DirectFeedback(DirectSignal):
     """The signals "dfa" and "sign_dfa": the output error of each step, projected straight to every hidden layer."""
 

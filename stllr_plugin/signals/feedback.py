@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stllr_plugin.errors import RuleError, StateError
+from stllr_plugin.session import several_processes
 
 
 def _kaiming_uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -73,10 +74,9 @@ class Feedback(MutableMapping[str, Tensor]):
 
     def _agree_on_seed(self) -> None:
         """Takes rank 0's seed, since processes often differ in theirs and must not differ in the matrices."""
-        dist = torch.distributed
-        if not self._agreed and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if not self._agreed and several_processes():
             seeds = [self.seed]
-            dist.broadcast_object_list(seeds, src=0)
+            torch.distributed.broadcast_object_list(seeds, src=0)
             self.seed = seeds[0]
         self._agreed = True
 

@@ -14,35 +14,34 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from stllr_plugin.errors import RuleError
+from stllr_plugin.registry import register_signal
+from stllr_plugin.session import several_processes
+from stllr_plugin.signals.base import SignalSetup
 from stllr_plugin.signals.direct import Hidden, Projection
 from stllr_plugin.signals.feedback import Feedback
 from stllr_plugin.signals.target import TargetSignal
 
-if TYPE_CHECKING:
-    from stllr_plugin.learner import STLLRLearner
 
-
+@register_signal("local_random")
 class LocalReadouts(TargetSignal):
-    """The signals "local" and "local_random"."""
+    """The signal "local_random"; the readouts stay as they were drawn, unless a subclass trains them."""
 
-    def __init__(
-        self, learner: STLLRLearner, name: str, output_name: str, output: nn.Module, hidden: list[str], seed: int
-    ) -> None:
+    def __init__(self, setup: SignalSetup) -> None:
         """See the base class."""
-        super().__init__(learner, name, output_name, output, hidden, seed)
+        super().__init__(setup)
         self._twin: Optimizer | None = None
         self._twin_state: dict[str, Any] | None = None
 
     def make_feedback(self, hidden: list[str], seed: int) -> Feedback:
         """See the base class."""
-        return Feedback(hidden, seed, trained=self.name == "local")
+        return Feedback(hidden, seed, trained=self.needs_optimizer)
 
     def projection(self, spikes: Hidden, outputs: int) -> Projection:
         """See the base class."""
@@ -50,7 +49,7 @@ class LocalReadouts(TargetSignal):
         target = self.target_rows(outputs, first)
         scale, loss_scale = self.scale_rows(first), self.loss_scale
         readouts = [(self.feedback.matrix(name, target.shape[1], y), y) for name, y in spikes]
-        supervision, step = self.learner.supervision, self.learner.supervision.clock
+        sequence, step = self.session.sequence, self.session.clock
 
         def project(error: Tensor) -> list[Tensor]:
             deltas = []
@@ -59,7 +58,7 @@ class LocalReadouts(TargetSignal):
                 y = y.flatten(1)
                 mistake = (torch.softmax(y @ weight.t(), 1) - target) * scale
                 deltas.append(mistake @ weight * loss_scale)
-                counted = supervision.mask(mistake, step) if self.feedback.trained else None
+                counted = sequence.mask(mistake, step) if self.feedback.trained else None
                 if counted is not None:
                     gradient = (counted.t() @ y).reshape(matrix.shape).to(matrix.dtype)
                     matrix.grad = gradient if matrix.grad is None else matrix.grad + gradient
@@ -79,7 +78,7 @@ class LocalReadouts(TargetSignal):
         ready = {name: matrix for name, matrix in self.feedback.items() if matrix.grad is not None}
         if not ready:
             return
-        if self.learner.distributed:  # DDP averages the gradients of the model's parameters, not of these
+        if several_processes():  # DDP averages the gradients of the model's parameters, not of these
             for matrix in ready.values():
                 assert matrix.grad is not None
                 torch.distributed.all_reduce(matrix.grad)
@@ -111,14 +110,24 @@ class LocalReadouts(TargetSignal):
 
     def state_dict(self) -> dict[str, Any]:
         """See the base class."""
-        return {"readout_optimizer": self._twin.state_dict()} if self._twin is not None else {}
+        own = {"readout_optimizer": self._twin.state_dict()} if self._twin is not None else {}
+        return {**super().state_dict(), **own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See the base class."""
+        super().load_state_dict(state)
         self._twin = None
         self._twin_state = state.get("readout_optimizer")
 
 
+@register_signal("local")
+class TrainedReadouts(LocalReadouts):
+    """The signal "local"."""
+
+    needs_optimizer = True
+
+
+@register_signal("tess")
 class SquareWaves(LocalReadouts):
     """The signal "tess"."""
 

@@ -7,16 +7,13 @@ Deep Neural Networks", Frontiers in Neuroscience 2021.)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
 from stllr_plugin.errors import RuleError, StateError
+from stllr_plugin.registry import register_signal
+from stllr_plugin.signals.base import SignalSetup
 from stllr_plugin.signals.direct import DirectSignal, Hidden, Projection
-
-if TYPE_CHECKING:
-    from stllr_plugin.learner import STLLRLearner
 
 
 class TargetSignal(DirectSignal):
@@ -27,11 +24,9 @@ class TargetSignal(DirectSignal):
 
     needs_target = True
 
-    def __init__(
-        self, learner: STLLRLearner, name: str, output_name: str, output: nn.Module, hidden: list[str], seed: int
-    ) -> None:
+    def __init__(self, setup: SignalSetup) -> None:
         """See the base class."""
-        super().__init__(learner, name, output_name, output, hidden, seed)
+        super().__init__(setup)
         self.scale: float | Tensor = 1.0
         self.loss_scale = 1.0
         self._target: Tensor | None = None
@@ -101,6 +96,7 @@ class TargetSignal(DirectSignal):
         return target.to(like.device, like.dtype)
 
 
+@register_signal("drtp")
 class TargetProjection(TargetSignal):
     """The signal "drtp"."""
 

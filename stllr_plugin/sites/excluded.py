@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-from stllr_plugin.graft import Boundary
 from stllr_plugin.hooks import Hook, eager
+from stllr_plugin.marks import Boundary
 from stllr_plugin.neurons.base import map_tensors
-
-if TYPE_CHECKING:
-    from stllr_plugin.learner import STLLRLearner
+from stllr_plugin.session import Session
 
 
 class ExclusionHook(Hook):
@@ -22,15 +20,15 @@ class ExclusionHook(Hook):
 
     refuses = False
 
-    def __init__(self, learner: STLLRLearner, name: str) -> None:
+    def __init__(self, session: Session, name: str) -> None:
         """See the class."""
         super().__init__(name)
-        self.learner = learner
+        self.session = session
 
     @eager
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Marks the outputs."""
-        return map_tensors(output, _mark) if self.learner.is_recording else None
+        return map_tensors(output, _mark) if self.session.is_recording else None
 
 
 def _mark(tensor: Tensor) -> Tensor:

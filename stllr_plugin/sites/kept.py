@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from stllr_plugin.hooks import Hook, eager
+from stllr_plugin.marks import mark_of
 from stllr_plugin.neurons.base import StateKeeper
-
-if TYPE_CHECKING:
-    from stllr_plugin.learner import STLLRLearner
+from stllr_plugin.session import Session
 
 
 class KeptStateSite(Hook):
@@ -18,10 +17,10 @@ class KeptStateSite(Hook):
 
     refuses = False
 
-    def __init__(self, learner: STLLRLearner, name: str, module: nn.Module, keeper: StateKeeper) -> None:
+    def __init__(self, session: Session, name: str, module: nn.Module, keeper: StateKeeper) -> None:
         """See the class."""
         super().__init__(name)
-        self.learner = learner
+        self.session = session
         self.module = module
         self.keeper = keeper
         self._evaluated = False
@@ -29,12 +28,12 @@ class KeptStateSite(Hook):
     @eager
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Cuts the state off."""
-        if not self.learner.is_recording:
-            self._evaluated = self._evaluated or not self.learner.model.training
+        if not self.session.is_recording:
+            self._evaluated = self._evaluated or not self.session.model.training
             return
         if self._evaluated:
             self._evaluated = False
-            if self.learner.supervision.clock < 0:
+            if self.session.clock < 0:
                 self.keeper.reset(module, None)  # what an evaluation between two sequences left behind
         self.keeper.change(module, _cut_if_used if self.keeper.accumulates else Tensor.detach)
 
@@ -54,8 +53,8 @@ def _cut_if_used(total: Tensor) -> Tensor:
         node = todo.pop()
         if node is None:
             continue
-        record = getattr(node, "record", None)
-        if record is not None:  # the newest step that is in the sum: all earlier ones fared alike
-            return total.detach() if record.used else total
+        mark = mark_of(node)
+        if mark is not None and mark.record is not None:  # the newest step in the sum: all earlier ones fared alike
+            return total.detach() if mark.record.used else total
         todo += [following for following, _ in node.next_functions]
     return total

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from stllr_plugin.errors import SequenceInputError
 from stllr_plugin.hooks import Hook, eager
 from stllr_plugin.neurons.base import map_tensors
-
-if TYPE_CHECKING:
-    from stllr_plugin.learner import STLLRLearner
+from stllr_plugin.session import Session
 
 
 class LiftGuard(Hook):
     """Before a ``norse.torch.Lift``: refuses several time steps in one call."""
 
-    def __init__(self, learner: STLLRLearner, name: str) -> None:
+    def __init__(self, session: Session, name: str) -> None:
         """See the class."""
         super().__init__(name)
-        self.learner = learner
+        self.session = session
 
     @eager
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Raises SequenceInputError for T > 1 in training mode."""
         x = args[0][0] if isinstance(args[0], tuple) else args[0]
-        if self.learner.is_recording and x.shape[0] > 1:
+        if self.session.is_recording and x.shape[0] > 1:
             raise SequenceInputError(
                 f"Lift {self.name!r} received {x.shape[0]} time steps in one call. An online rule needs one: loop with "
                 "`for output in learner.stream(x)`, or feed slices x[t : t + 1] and carry the state."
@@ -38,15 +36,15 @@ class RecurrenceCut(Hook):
 
     refuses = False
 
-    def __init__(self, learner: STLLRLearner, name: str) -> None:
+    def __init__(self, session: Session, name: str) -> None:
         """See the class."""
         super().__init__(name)
-        self.learner = learner
+        self.session = session
 
     @eager
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Detaches all arguments but the input."""
-        if not self.learner.is_recording:
+        if not self.session.is_recording:
             return None
         states = map_tensors(args[1:], Tensor.detach)
         named = {name: value if name == "x" else map_tensors(value, Tensor.detach) for name, value in kwargs.items()}

@@ -7,25 +7,23 @@ step; where the loop over time is inside ``forward``, parameters behind the last
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
-from torch.autograd import Function
 
 from stllr_plugin.hooks import Hook, eager
+from stllr_plugin.masked import masked
 from stllr_plugin.neurons.base import map_tensors
-from stllr_plugin.supervision import Supervision
-
-if TYPE_CHECKING:
-    from stllr_plugin.learner import STLLRLearner
+from stllr_plugin.session import Session
+from stllr_plugin.supervision import Sequence
 
 
 class ModelSite:
     """The attached model as a whole."""
 
-    def __init__(self, learner: STLLRLearner, model: nn.Module) -> None:
+    def __init__(self, session: Session, model: nn.Module) -> None:
         """See the class."""
-        self.learner = learner
+        self.session = session
         self.model = model
         self._steps_before = 0
 
@@ -38,42 +36,26 @@ class ModelSite:
 
     def before(self) -> None:
         """Notes where the sequence stands."""
-        self._steps_before = self.learner.supervision.steps_run
-        self.learner.model_calls += 1
+        self._steps_before = self.session.supervision.steps_run
+        self.session.time.model_calls += 1
 
     def after(self, output: Any) -> Any:
         """Masks the output of one time step."""
-        supervision = self.learner.supervision
-        every_step = supervision.last is None and supervision.random is None and supervision.lengths is None
-        if not self.learner.is_recording or every_step:
+        sequence = self.session.sequence
+        if not self.session.is_recording or self.session.window is not None or sequence.all_supervised:
             return None
-        if supervision.steps_run - self._steps_before > 1:
+        if self.session.supervision.steps_run - self._steps_before > 1:
             return None  # the loop over time is inside
-        step = supervision.clock
-        if not supervision.needs_graph(step):
+        step = sequence.clock
+        if not sequence.needs_graph(step):
             return map_tensors(output, Tensor.detach)
-        return map_tensors(output, lambda tensor: _mask(tensor, supervision, step))
+        return map_tensors(output, lambda tensor: _of_step(tensor, sequence, step))
 
 
-def _mask(tensor: Tensor, supervision: Supervision, step: int) -> Tensor:
-    lengths = supervision.lengths
+def _of_step(tensor: Tensor, sequence: Sequence, step: int) -> Tensor:
+    lengths = sequence.lengths
     per_sample = lengths is None or (tensor.dim() > 0 and tensor.shape[0] == lengths.shape[0])
-    return StepMask.apply(supervision, step, tensor) if tensor.requires_grad and per_sample else tensor
-
-
-class StepMask(Function):
-    """Identity on a model's output; drops the gradient of steps and samples that are not supervised."""
-
-    @staticmethod
-    def forward(ctx: Any, supervision: Supervision, step: int, tensor: Tensor) -> Tensor:
-        """Returns the tensor, under a new one."""
-        ctx.supervision, ctx.step = supervision, step
-        return tensor.detach()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor | None]:
-        """See the class."""
-        return None, None, ctx.supervision.mask(grad, ctx.step)
+    return masked(tensor, lambda grad: sequence.mask(grad, step)) if per_sample else tensor
 
 
 class _BeforeModel(Hook):

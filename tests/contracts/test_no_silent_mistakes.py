@@ -178,7 +178,7 @@ def test_rewards_at_steps_that_are_not_supervised(decay):
     assert seen[:2] == [0.0, 0.0] and all(value > 0 for value in seen[2:])
     learner.detach()
     learner = STLLRLearner(model, rule=rule, supervise_random=1, num_steps=4, plasticity=plasticity)
-    learner.supervision._drawn = frozenset({1})
+    learner.supervision.sequence.drawn = frozenset({1})
     seen.clear()
     for x in inputs(4):
         model(x)

@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
+from stllr_plugin.network import Network
 from stllr_plugin.neurons import find_keeper
 from stllr_plugin.nn import SequenceDropout
-
-if TYPE_CHECKING:
-    from stllr_plugin.learner import STLLRLearner
 
 
 class Snapshot:
     """States, buffers and random generators at the start of a sequence."""
 
-    def __init__(self, learner: STLLRLearner) -> None:
+    def __init__(self, network: Network) -> None:
         """Notes them."""
-        self.learner = learner
+        self.supervision = network.session.supervision
         self.buffers = [
             (module, name, buffer, None if buffer is None else buffer.detach().clone())
-            for module in learner.model.modules()
+            for module in network.model.modules()
             for name, buffer in module._buffers.items()
         ]
         self.kept = [
             (keeper, module, keeper.save(module))
-            for module in learner.model.modules()
+            for module in network.model.modules()
             if (keeper := find_keeper(module)) is not None
         ]
-        self.states = [(neuron, neuron.adapter.save_states(neuron.module)) for neuron in learner.neurons]
-        self.masks = [(m, m.mask) for m in learner.model.modules() if isinstance(m, SequenceDropout)]
-        self.clock = learner.supervision.clock
+        self.states = [(neuron, neuron.adapter.save_states(neuron.module)) for neuron in network.neurons]
+        self.masks = [(m, m.mask) for m in network.model.modules() if isinstance(m, SequenceDropout)]
+        self.sequence, self.steps = self.supervision.sequence, self.supervision.sequence.steps
         self.cpu = torch.get_rng_state()
-        devices = {parameter.device for parameter in learner.model.parameters() if parameter.device.type != "cpu"}
+        devices = {parameter.device for parameter in network.model.parameters() if parameter.device.type != "cpu"}
         self.devices = [(device, torch.get_device_module(device).get_rng_state(device)) for device in devices]
 
     def restore(self) -> None:
@@ -53,7 +49,7 @@ class Snapshot:
             neuron.adapter.restore_states(neuron.module, states)
         for dropout, mask in self.masks:
             dropout.mask = mask
-        self.learner.supervision.clock = self.clock
+        self.supervision.sequence, self.sequence.steps = self.sequence, self.steps
         torch.set_rng_state(self.cpu)
         for device, state_of in self.devices:
             torch.get_device_module(device).set_rng_state(state_of, device)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from stllr_plugin.errors import SequenceInputError, StateError
+from stllr_plugin.network import Network
 from stllr_plugin.neurons.base import map_tensors
-
-if TYPE_CHECKING:
-    from stllr_plugin.learner import STLLRLearner
 
 
 class Stream:
@@ -25,20 +23,22 @@ class Stream:
 
     def __init__(
         self,
-        learner: STLLRLearner,
+        network: Network,
         data: Tensor | Iterable[Tensor],
         state: Any,
         lengths: Tensor | None,
         model: Callable[..., Any],
+        last: int | None,
     ) -> None:
         """See the class."""
         self.state = _copied(state)
-        self._learner = learner
+        self._network = network
         self._data = data
         self._lengths = lengths
         self._model = model
+        self._last = last
         self._initial = _copied(state)
-        self._passes_state = "state" in inspect.signature(learner.model.forward).parameters
+        self._passes_state = "state" in inspect.signature(network.model.forward).parameters
         self._memories: dict[str, dict[str, Any]] = {}
 
     def __len__(self) -> int:
@@ -55,23 +55,23 @@ class Stream:
         """Runs the model on one time step after the other; yields its output at each, without the time dimension."""
         self.restart()
         self._begin()
-        mine = self._learner.running_stream = weakref.ref(self)
+        mine = self._network.carrier = weakref.ref(self)
         try:
             for x in self._data:
                 yield self._step(x)
         finally:
-            if self._learner.running_stream is mine:
-                self._learner.running_stream = None
+            if self._network.carrier is mine:
+                self._network.carrier = None
 
     def _begin(self) -> None:
-        learner = self._learner
+        network = self._network
         num_steps = len(self._data) if isinstance(self._data, Sized) else None
         if self._initial is not None:
-            learner.supervision.extend(num_steps)
-        elif learner.is_recording:
-            learner.begin_sequence(num_steps, self._lengths, keep_target=True)
+            network.session.supervision.extend(num_steps)
+        elif network.session.is_recording:
+            network.begin_sequence(num_steps, self._lengths, keep_target=True, last=self._last)
         else:  # an evaluation leaves the traces alone
-            learner.reset_kept_states()
+            network.reset_kept_states()
 
     def restart(self) -> None:
         """Goes back to the states of the beginning, as ``learner.reset()`` does for those that neurons keep."""
@@ -98,16 +98,17 @@ class Stream:
                 memory[key] = cleared.transpose(0, 1) if value.dim() == 3 else cleared
 
     def _step(self, x: Tensor) -> Any:
-        learner = self._learner
+        network = self._network
+        supervision = network.session.supervision
         if not isinstance(x, Tensor):
             raise SequenceInputError(
                 f"stream() takes a tensor [time, batch, ...] or an iterable of one tensor [batch, ...] per time step; "
                 f"found {type(x).__name__}."
             )
-        keeps_time = learner.keeps_time
-        before = learner.supervision.steps_run
+        keeps_time = network.keeps_time
+        before = supervision.steps_run
         handles: list[Any] = []
-        for site in learner.neurons:
+        for site in network.neurons:
             memory = self._memories.setdefault(site.name, {})
             handles += site.adapter.stream_hooks(site.module, memory)
             site.tap.streaming = True
@@ -117,13 +118,12 @@ class Stream:
         finally:
             for handle in handles:
                 handle.remove()
-            for site in learner.neurons:
+            for site in network.neurons:
                 site.tap.streaming = False
-        if learner.supervision.steps_run - before > 1:
+        if supervision.steps_run - before > 1:
             raise SequenceInputError(
-                f"stream(): the model ran {learner.supervision.steps_run - before} time steps when it was given one, "
-                "so its "
-                "loop over time is inside forward. Use learner.online(...), which needs no change to the model."
+                f"stream(): the model ran {supervision.steps_run - before} time steps when it was given one, "
+                "so its loop over time is inside forward. Use learner.online(...), which needs no change to the model."
             )
         if self._passes_state:
             output, self.state = output
@@ -149,11 +149,12 @@ def _into(tensors: list[Tensor]) -> Callable[[Tensor], Tensor]:
 
 
 def make_stream(
-    learner: STLLRLearner,
+    network: Network,
     data: Tensor | Iterable[Tensor],
     state: Any,
     lengths: Tensor | None,
     model: Callable[..., Any] | None,
+    last: int | None = None,
 ) -> Stream:
     """Checks the arguments and returns the stream of ``STLLRLearner.stream``."""
     if isinstance(data, Tensor) and data.dim() < 2:
@@ -168,9 +169,9 @@ def make_stream(
         )
     if state is not None and lengths is not None:
         raise SequenceInputError("stream(): lengths belong to a new sequence; with a state the running one goes on.")
-    if learner.single_step_neurons:
+    if network.single_step_neurons:
         raise SequenceInputError(
-            f"stream(): neurons {learner.single_step_neurons} take one time step per call, but other modules of this "
+            f"stream(): neurons {network.single_step_neurons} take one time step per call, but other modules of this "
             "model take whole sequences. Use one kind throughout, or put these neurons into norse.torch.Lift."
         )
-    return Stream(learner, data, state, lengths, learner.model if model is None else model)
+    return Stream(network, data, state, lengths, network.model if model is None else model, last)

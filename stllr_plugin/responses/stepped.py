@@ -1,98 +1,35 @@
-"""A neuron run over the time steps of a window, one call of the module after the other: works for every neuron."""
+"""A neuron run over K time steps, one call of the module after the other: works for every neuron."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
-from stllr_plugin.graft import SynapseCall, find_calls
+from stllr_plugin.calls import SynapseCall
+from stllr_plugin.marks import mark_of
+from stllr_plugin.neuron import Neuron
 from stllr_plugin.neurons.base import NeuronStep, map_tensors
-from stllr_plugin.sites.own_weights import OwnWeights
-from stllr_plugin.windows.errors import NeedsStepsError
-
-if TYPE_CHECKING:
-    from stllr_plugin.sites import NeuronSite
+from stllr_plugin.own_weights import OwnWeights
+from stllr_plugin.responses.base import InnerSynapse, NeedsStepsError, Response, Roots
+from stllr_plugin.walk import find_calls
 
 
 @dataclass(slots=True)
-class InnerSynapse:
-    """A synapse within the neuron (a recurrent weight, say): its calls in the window, one per step.
+class SteppedResponse(Response):
+    """A response whose steps left their graphs, one for each, since the states between them are detached.
 
     Attributes:
-        call: The first of them.
-        x: Its inputs, [K, B, ...].
+        current: The neuron's input as the graphs begin with it, [K * B, ...].
+        membrane: u in the graphs, [K, B, ...].
+        distance: v in the graphs.
+        graphs: The leaves in the graphs.
+        nodes: By inner synapse, the nodes that tag what it gave out at each step.
     """
-
-    call: SynapseCall
-    x: Tensor
-
-
-@dataclass(slots=True)
-class Scan:
-    """What a neuron did in the K steps of a window.
-
-    Attributes:
-        output: What the module returns, its tensors over the window: [K * B, ...].
-        leaves: Those tensors, detached.
-        spikes: Position of the spikes among them; None for readouts.
-        v: Membrane minus threshold, [K, B, ...]; None for readouts, and where it is not needed any more.
-        shape: Shape of u, [K, B, ...]; None where it is not known.
-        direct: Whether u follows from the input current and those of inner synapses through their sum and one factor.
-        slope: That factor, du/d(current); None for 1.
-        projects: Whether weights of the neuron's own lie between its input and the input current.
-        gate: Where the neuron could spike at all, [K, B, ...]; None for everywhere.
-        gain: What each spike is multiplied with, broadcastable to [K, B, ...]; None for 1.
-        inner: Synapses within the neuron.
-        parameters: Parameters of the neuron that are no synapses, such as a learnable threshold.
-    """
-
-    output: Any
-    leaves: list[Tensor]
-    spikes: int | None
-    v: Tensor | None
-    shape: torch.Size | None = None
-    direct: bool = False
-    slope: Tensor | None = None
-    projects: bool = False
-    gate: Tensor | None = None
-    gain: Tensor | None = None
-    inner: list[InnerSynapse] = field(default_factory=list)
-    parameters: list[Tensor] = field(default_factory=list)
-
-    def pull(
-        self, membrane: Tensor | None, leaves: Sequence[Tensor | None]
-    ) -> tuple[Tensor | None, list[Tensor | None]]:
-        """Carries gradients of u [K, B, ...] and of the outputs to the input [K * B, ...] and the inner synapses."""
-        raise NotImplementedError
-
-    def forget_distance(self, psi_carries: bool) -> None:
-        """Lets go of v, if the backward pass can do without, now that psi(v) is known.
-
-        Args:
-            psi_carries: Whether psi carries the learning signal to the layer below.
-        """
-
-    def carry(
-        self, signal: Tensor | None, psi: Tensor | None, leaves: Sequence[Tensor | None]
-    ) -> tuple[Tensor | None, list[Tensor | None]]:
-        """What goes on to the layer below, and to `parameters`.
-
-        Args:
-            signal: dL/dy [K, B, ...]; None if no loss reaches the spikes.
-            psi: psi(v) if it carries the signal, None if the neuron's own surrogate does.
-            leaves: Gradients of the other outputs; None at the place of the spikes.
-        """
-        raise NotImplementedError
-
-
-@dataclass(slots=True)
-class SteppedScan(Scan):
-    """A scan whose steps left their graphs, one for each, since the states between them are detached."""
 
     current: Tensor | None = None
     membrane: Tensor | None = None
@@ -100,14 +37,11 @@ class SteppedScan(Scan):
     graphs: list[Tensor] = field(default_factory=list)
     nodes: list[list[Node]] = field(default_factory=list)
 
-    def pull(
-        self, membrane: Tensor | None, leaves: Sequence[Tensor | None]
-    ) -> tuple[Tensor | None, list[Tensor | None]]:
+    def pull(self, membrane: Tensor | None, leaves: Sequence[Tensor | None]) -> tuple[Roots, list[Tensor | None]]:
         """See the base class."""
         inner = [GradientEdge(node, 0) for nodes in self.nodes for node in nodes]
         pairs = [(self.membrane, membrane), *zip(self.graphs, leaves, strict=True)]
-        gradients = _grad(pairs, [self.current, *inner])
-        found = gradients[1:]
+        current, *found = _grad(pairs, [self.current, *inner])
         pulled: list[Tensor | None] = []
         for nodes in self.nodes:
             mine, found = found[: len(nodes)], found[len(nodes) :]
@@ -117,11 +51,11 @@ class SteppedScan(Scan):
             else:
                 zeros = torch.zeros_like(shown)
                 pulled.append(torch.stack([zeros if gradient is None else gradient for gradient in mine]))
-        return gradients[0], pulled
+        return [] if current is None or self.root is None else [(self.root, current)], pulled
 
     def carry(
         self, signal: Tensor | None, psi: Tensor | None, leaves: Sequence[Tensor | None]
-    ) -> tuple[Tensor | None, list[Tensor | None]]:
+    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """See the base class."""
         pairs: list[tuple[Tensor | None, Tensor | None]] = list(zip(self.graphs, leaves, strict=True))
         if signal is not None:
@@ -131,34 +65,36 @@ class SteppedScan(Scan):
             else:
                 assert self.spikes is not None
                 pairs.append((self.graphs[self.spikes], signal.flatten(0, 1)))
-        gradients = _grad(pairs, [self.current, *self.parameters])
-        return gradients[0], gradients[1:]
+        current, *parameters = _grad(pairs, [self.current, *self.parameters])
+        return [current], parameters
 
 
 def scan_steps(
-    site: NeuronSite,
+    neuron: Neuron,
     forward: Callable[..., Any],
     current: Tensor,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     num_steps: int,
     with_graph: bool,
-) -> Scan:
-    """Runs a neuron on each step of a window.
+    synaptic: Collection[int],
+) -> SteppedResponse:
+    """Runs a neuron on each of K steps.
 
     Args:
-        site: The neuron.
+        neuron: The neuron.
         forward: The module's own ``forward``.
         current: Its input, [K * B, ...].
         args: Further arguments of the first step: states [B, ...].
         kwargs: The same by keyword.
         num_steps: K.
         with_graph: Whether a backward pass will follow.
+        synaptic: Ids of the parameters behind synapses' weights.
 
     Raises:
         NeedsStepsError: If the module cannot be run so.
     """
-    adapter, module, tap = site.adapter, site.module, site.tap
+    adapter, module, tap = neuron.adapter, neuron.module, neuron.tap
     leaf = current.detach().requires_grad_()
     batch = current.shape[0] // num_steps
     steps: list[_Step] = []
@@ -168,7 +104,7 @@ def scan_steps(
         given, named, _ = adapter.detach_states(module, (x, *args), kwargs)
         tap.clear()
         tap.open = True
-        mode = OwnWeights(module, site.own_weights, tap.currents) if site.own_weights else None
+        mode = OwnWeights(module, neuron.own_weights, tap.currents) if neuron.own_weights else None
         try:
             if mode is not None:
                 mode.__enter__()
@@ -180,18 +116,18 @@ def scan_steps(
         read = adapter.read_step(module, tap, pattern)
         tap.clear()
         if read.membrane is None or (adapter.spiking and read.threshold_distance is None):
-            raise NeedsStepsError(f"neuron {site.name!r} ran without deciding about spikes where the learner looks")
+            raise NeedsStepsError(f"neuron {neuron.name!r} ran without deciding about spikes where the learner looks")
         if read.gain is not None and read.gain.requires_grad:
-            raise NeedsStepsError(f"neuron {site.name!r} has a factor of graded spikes that is learned")
-        step = _Step.of(read, pattern, batch, site.name)
+            raise NeedsStepsError(f"neuron {neuron.name!r} has a factor of graded spikes that is learned")
+        step = _Step.of(read, pattern, batch, neuron.name)
         if with_graph and not steps:
-            parameters = [p for p in other_parameters(site, [step.membrane, *step.leaves]) if p is not leaf]
+            parameters = [p for p in other_parameters([step.membrane, *step.leaves], synaptic) if p is not leaf]
         if not with_graph:
             step.cut()
         steps.append(step)
         pattern = adapter.replace(module, pattern, Tensor.detach)
-        args, kwargs = _next_states(args, kwargs, pattern, site.name)
-    return _joined(site, steps, pattern, leaf, parameters, with_graph)
+        args, kwargs = _next_states(args, kwargs, pattern, neuron.name)
+    return _joined(neuron, steps, pattern, leaf, parameters, with_graph).acts_on(current)
 
 
 @dataclass(slots=True)
@@ -252,16 +188,16 @@ def _next_states(
 
 
 def _joined(
-    site: NeuronSite, steps: list[_Step], pattern: Any, leaf: Tensor, parameters: list[Tensor], with_graph: bool
-) -> SteppedScan:
+    neuron: Neuron, steps: list[_Step], pattern: Any, leaf: Tensor, parameters: list[Tensor], with_graph: bool
+) -> SteppedResponse:
     first = steps[0]
     graphs = [torch.cat([step.leaves[i] for step in steps]) for i in range(len(first.leaves))]
     membrane = torch.stack([step.membrane for step in steps])
     distance = None if first.distance is None else torch.stack([step.distance for step in steps])  # type: ignore[misc]
-    inner, nodes = _inner_synapses(site.name, steps)
+    inner, nodes = _inner_synapses(neuron.name, steps)
     detached = [graph.detach() for graph in graphs]
     places = iter(first.places)
-    return SteppedScan(
+    return SteppedResponse(
         output=map_tensors(pattern, lambda _: detached[next(places)]),
         leaves=detached,
         spikes=first.spikes,
@@ -279,14 +215,14 @@ def _joined(
     )
 
 
-def other_parameters(site: NeuronSite, outputs: Sequence[Tensor]) -> list[Tensor]:
+def other_parameters(outputs: Sequence[Tensor], synaptic: Collection[int]) -> list[Tensor]:
     """Parameters that a step depends on and that are no synaptic weights: thresholds, leaks, a recurrence's bias.
 
     They are looked for in the graph, since a neuron may use parameters of the module around it.
 
     Args:
-        site: The neuron.
         outputs: What one step gave.
+        synaptic: Ids of the parameters behind synapses' weights.
     """
     found: dict[int, Tensor] = {}
     seen: set[Node] = set()
@@ -299,11 +235,11 @@ def other_parameters(site: NeuronSite, outputs: Sequence[Tensor]) -> list[Tensor
         if type(node).__name__ == "AccumulateGrad":
             parameter = node.variable  # type: ignore[attr-defined]
             found[id(parameter)] = parameter
-        if getattr(node, "stllr_call", None) is not None:
+        mark = mark_of(node)
+        if mark is not None and mark.call is not None:
             stack.append(node.next_functions[0][0])  # what the synapse gave out, and not its weight
         else:
             stack += [following for following, _ in node.next_functions]
-    synaptic = site.learner.synaptic_parameters
     return [parameter for key, parameter in found.items() if key not in synaptic]
 
 
@@ -320,8 +256,9 @@ def _inner_synapses(name: str, steps: list[_Step]) -> tuple[list[InnerSynapse], 
         for t, call in enumerate(calls):
             call.consumers[name] = t
         for step in steps:
-            node: Any = step.calls[number][0]
-            node.stllr_nested = True  # this graph serves the rule alone
+            mark = mark_of(step.calls[number][0])
+            assert mark is not None
+            mark.nested = True  # this graph serves the rule alone
         inner.append(InnerSynapse(calls[0], torch.stack([call.x for call in calls])))
         nodes.append([step.calls[number][0] for step in steps])
     return inner, nodes

@@ -1,26 +1,24 @@
-"""Norse's LIFCell, LIFRecurrentCell, LIFBoxCell, LICell and LIBoxCell over a window.
+"""Norse's LIFCell, LIFRecurrentCell, LIFBoxCell, LICell and LIBoxCell by heart.
 
-The numbers are those of the cells, operation by operation.
+The numbers of a window are those of the cells, operation by operation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from stllr_plugin.graft import SynapseCall
+from stllr_plugin.calls import SynapseCall
+from stllr_plugin.neuron import Neuron
+from stllr_plugin.neurons.base import NeuronStep
+from stllr_plugin.responses.base import InnerSynapse
+from stllr_plugin.responses.known import Knowledge, KnownResponse, OfLeaf, spike_product, spikes_first
 from stllr_plugin.sparse import SparseLinear, SparseMatrix
-from stllr_plugin.windows.fused import FusedScan, spike_product
-from stllr_plugin.windows.scan import InnerSynapse, Scan
-
-if TYPE_CHECKING:
-    from stllr_plugin.sites import NeuronSite
-    from stllr_plugin.windows.window import Window
 
 # The cells, and the function that does the step of each.
 _SPIKING = {
@@ -33,42 +31,82 @@ _READOUTS = {"LICell": "li_feed_forward_step", "LIBoxCell": "li_box_feed_forward
 _METHODS = ("heaviside", "super", "triangle", "tanh", "circ", "heavi_erfc")
 
 
-def scan_norse(
-    site: NeuronSite, window: Window, current: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Scan | None:
-    """Runs the neuron, if it is one of these in a form that is known here; else returns None.
+class CellKnowledge(Knowledge):
+    """These cells as the library makes them, with numbers that are not trained."""
 
-    Args:
-        site: The neuron.
-        window: The window.
-        current: Its input, [K * B, ...].
-        args: Further arguments of the first step: the state, [B, ...].
-        kwargs: The same by keyword.
-    """
-    if not _is_plain(site) or set(kwargs) - {"state"} or len(args) + len(kwargs) > 1:
-        return None
-    if not current.is_floating_point() or current.is_sparse:
-        return None
-    recurrent = type(site.module).__name__ == "LIFRecurrentCell"
-    if recurrent and current.dim() != 2:
-        return None
-    with torch.no_grad():
-        given = next(iter((*args, *kwargs.values())), None)
-        first = current.detach()[: window.batch]
-        state = site.module.state_fallback(first) if given is None else given  # type: ignore[operator]
-        if type(site.module).__name__ in _READOUTS:
-            return _integrate(site, window, current.detach(), state)
-        return _spiking(site, window, current.detach(), state, recurrent, current.requires_grad)
+    def serves(self, neuron: Neuron, current: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """See the base class."""
+        if set(kwargs) - {"state"} or len(args) + len(kwargs) > 1 or not _is_plain(neuron):
+            return False
+        if not current.is_floating_point() or current.is_sparse:
+            return False
+        return not _is_recurrent(neuron) or current.dim() == 2
+
+    def of_step(self, neuron: Neuron, step: NeuronStep, output: Any, states: list[Tensor]) -> KnownResponse:
+        """See the base class."""
+        module: Any = neuron.module
+        leaves, spikes = spikes_first(step, states)
+        state = output[1]
+        boxed = not hasattr(state, "i")
+        rate, lost = _rates(module, boxed)
+        of_leaves: dict[int, OfLeaf] = {}
+        for place, leaf in enumerate(leaves):
+            if not boxed and leaf is state.i:
+                of_leaves[place] = _of_current(rate, lost)
+            elif spikes is not None and leaf is state.v:
+                of_leaves[place] = _of_membrane
+        v = step.threshold_distance
+        shown = leaves[0] if v is None else v
+        response = KnownResponse(
+            output=output,
+            leaves=leaves,
+            spikes=spikes,
+            v=None if v is None else v.unsqueeze(0),
+            shape=shown.unsqueeze(0).shape,
+            direct=True,
+            slope=rate,
+            neuron=neuron,
+            of_leaves=of_leaves,
+            needs_distance=True,
+        )
+        if _is_recurrent(neuron):
+            passed = {site: x.detach().unsqueeze(0) for site, x in neuron.passed}
+            response.inner = _inner(neuron, *(passed[site] for site in neuron.own_weights))
+            response.projects = True
+            response.before = _before(module)
+        return response
+
+    def scan(
+        self, neuron: Neuron, num_steps: int, current: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> KnownResponse | None:
+        """See the base class."""
+        with torch.no_grad():
+            given = next(iter((*args, *kwargs.values())), None)
+            first = current.detach()[: len(current) // num_steps]
+            state = neuron.module.state_fallback(first) if given is None else given  # type: ignore[operator]
+            if type(neuron.module).__name__ in _READOUTS:
+                return _integrate(neuron, num_steps, current.detach(), state)
+            return _spiking(neuron, num_steps, current.detach(), state)
 
 
-def _is_plain(site: NeuronSite) -> bool:
+def _is_recurrent(neuron: Neuron) -> bool:
+    return type(neuron.module).__name__ == "LIFRecurrentCell"
+
+
+def _rates(module: Any, boxed: bool) -> tuple[Any, Any]:
+    """How much of the current enters the membrane in a step, and how much of it is lost (below 0)."""
+    p, dt = module.p, module.dt
+    return dt * p.tau_mem_inv, 0.0 if boxed else -dt * p.tau_syn_inv
+
+
+def _is_plain(neuron: Neuron) -> bool:
     """Whether the neuron is one of these as the library makes them, with numbers that are not trained."""
-    module: Any = site.module
+    module: Any = neuron.module
     name = type(module).__name__
     known = (_SPIKING | _READOUTS).get(name)
     if known is None or not type(module).__module__.startswith("norse.torch.module."):
         return False
-    step = getattr(site.tap, "own", None) or module.activation  # behind the learner's tap
+    step = getattr(neuron.tap, "own", None) or module.activation  # behind the learner's tap
     if getattr(step, "__name__", "") != known or not step.__module__.startswith("norse."):
         return False
     if not isinstance(module.p, tuple):
@@ -96,17 +134,17 @@ def _start(value: Tensor, like: Tensor) -> Tensor:
     return value.detach().to(like.dtype).expand_as(like)
 
 
-def _integrate(site: NeuronSite, window: Window, current: Tensor, state: Any) -> FusedScan:
+def _integrate(neuron: Neuron, num_steps: int, current: Tensor, state: Any) -> KnownResponse:
     """LICell and LIBoxCell."""
-    module: Any = site.module
-    p, dt = module.p, module.dt
-    inputs = current.reshape(window.num_steps, window.batch, *current.shape[1:])
+    module: Any = neuron.module
+    p = module.p
+    inputs = current.reshape(num_steps, -1, *current.shape[1:])
     membranes = torch.empty_like(inputs, dtype=_dtype(inputs, state))
     v = _start(state.v, membranes[0])
     boxed = not hasattr(state, "i")
     currents = None if boxed else torch.empty_like(membranes)
     i = None if boxed else _start(state.i, membranes[0])
-    rate, lost = dt * p.tau_mem_inv, 0.0 if boxed else -dt * p.tau_syn_inv
+    rate, lost = _rates(module, boxed)
     for t, x in enumerate(inputs.unbind(0)):
         jump = x if i is None else i + x
         change = (p.v_leak - v).add_(jump).mul_(rate)
@@ -116,7 +154,7 @@ def _integrate(site: NeuronSite, window: Window, current: Tensor, state: Any) ->
     shown = membranes.flatten(0, 1)
     leaves = [shown] if currents is None else [shown, currents.flatten(0, 1)]
     returned = state._replace(v=shown) if currents is None else state._replace(v=shown, i=leaves[1])
-    return FusedScan(
+    return KnownResponse(
         output=(shown, returned),
         leaves=leaves,
         spikes=None,
@@ -124,18 +162,17 @@ def _integrate(site: NeuronSite, window: Window, current: Tensor, state: Any) ->
         shape=membranes.shape,
         direct=True,
         slope=rate,
-        site=site,
+        neuron=neuron,
         of_leaves={} if boxed else {1: _of_current(rate, lost)},
     )
 
 
-def _spiking(site: NeuronSite, window: Window, current: Tensor, state: Any, recurrent: bool, below: bool) -> FusedScan:
+def _spiking(neuron: Neuron, num_steps: int, current: Tensor, state: Any) -> KnownResponse:
     """LIFCell, LIFRecurrentCell and LIFBoxCell."""
-    module: Any = site.module
-    p, dt = module.p, module.dt
-    steps, batch = window.num_steps, window.batch
+    module: Any = neuron.module
+    p, recurrent = module.p, _is_recurrent(neuron)
     inputs = _projected(current, module.input_weights.detach()) if recurrent else current
-    inputs = inputs.reshape(steps, batch, *inputs.shape[1:])
+    inputs = inputs.reshape(num_steps, -1, *inputs.shape[1:])
     boxed = not hasattr(state, "i")
     distances, spikes, membranes = (torch.empty_like(inputs, dtype=_dtype(inputs, state)) for _ in range(3))
     v = _start(state.v, membranes[0])
@@ -143,7 +180,7 @@ def _spiking(site: NeuronSite, window: Window, current: Tensor, state: Any, recu
     z = _start(state.z, membranes[0]) if recurrent else None
     before, parts = z, []  # type: ignore[var-annotated]
     currents = None if boxed else torch.empty_like(membranes)
-    rate, lost = dt * p.tau_mem_inv, 0.0 if boxed else -dt * p.tau_syn_inv
+    rate, lost = _rates(module, boxed)
     for t, x in enumerate(inputs.unbind(0)):
         if i is None:
             u = (x + p.v_leak).sub_(v).mul_(rate).add_(v)
@@ -172,11 +209,11 @@ def _spiking(site: NeuronSite, window: Window, current: Tensor, state: Any, recu
         assert before is not None
         returned = returned._replace(z=leaves[0])
         shifted = torch.cat([before.unsqueeze(0), spikes[:-1]])
-        inner = _inner(site, current.reshape(steps, batch, *current.shape[1:]), shifted)
-    of_leaves: dict[int, Callable[[FusedScan, Tensor], Tensor]] = {1: _of_membrane}
+        inner = _inner(neuron, current.reshape(num_steps, -1, *current.shape[1:]), shifted)
+    of_leaves: dict[int, OfLeaf] = {1: _of_membrane}
     if not boxed:
         of_leaves[2] = _of_current(rate, lost)
-    return FusedScan(
+    return KnownResponse(
         output=(leaves[0], returned),
         leaves=leaves,
         spikes=0,
@@ -186,10 +223,10 @@ def _spiking(site: NeuronSite, window: Window, current: Tensor, state: Any, recu
         slope=rate,
         projects=recurrent,
         inner=inner,
-        site=site,
+        neuron=neuron,
         of_leaves=of_leaves,
         needs_distance=True,
-        before=_before(module, below) if recurrent else None,
+        before=_before(module) if recurrent else None,
     )
 
 
@@ -201,39 +238,39 @@ def _projected(x: Tensor, weight: Tensor) -> Tensor:
     return product
 
 
-def _before(module: Any, needed: bool) -> Callable[[Tensor], Tensor]:
+def _before(module: Any) -> Callable[[Tensor], Tensor]:
     weight: Tensor = module.input_weights.detach()
-    return lambda gradient: gradient @ weight if needed else gradient
+    return lambda gradient: gradient @ weight
 
 
-def _inner(site: NeuronSite, x: Tensor, spikes: Tensor) -> list[InnerSynapse]:
+def _inner(neuron: Neuron, x: Tensor, spikes: Tensor) -> list[InnerSynapse]:
     """The calls of the cell's own weights that are trained, in the order in which the cell uses them."""
     found = []
-    for own, inputs in zip(site.own_weights, (x, spikes), strict=True):
-        weight: Tensor = getattr(site.module, own.weight_name)
+    for own, inputs in zip(neuron.own_weights, (x, spikes), strict=True):
+        weight: Tensor = getattr(neuron.module, own.weight_name)
         if weight.requires_grad:
-            order = site.learner.next_order()
+            order = neuron.session.next_order()
             found.append(InnerSynapse(SynapseCall(own, inputs[0], inputs._version, weight, order), inputs))
     return found
 
 
-def _of_current(rate: Tensor, lost: Any) -> Callable[[FusedScan, Tensor], Tensor]:
+def _of_current(rate: Tensor, lost: Any) -> OfLeaf:
     """A gradient of the synaptic current that is left, as one of u: both follow from the input through a factor."""
-    return lambda scan, gradient: (gradient + gradient * lost) / rate
+    return lambda response, gradient: (gradient + gradient * lost) / rate
 
 
-def _of_membrane(scan: FusedScan, gradient: Tensor) -> Tensor:
+def _of_membrane(response: KnownResponse, gradient: Tensor) -> Tensor:
     """A gradient of the membrane after the reset as one of u; in recurrent cells no gradient runs through the reset."""
-    assert scan.site is not None and scan.v is not None
-    p: Any = scan.site.module.p
+    assert response.neuron is not None and response.v is not None
+    p: Any = response.neuron.module.p
     with torch.enable_grad():
-        v = scan.v.detach().requires_grad_()
-        z = scan.site.adapter.spike_function(scan.site.module)(v)
+        v = response.v.detach().requires_grad_()
+        z = response.neuron.adapter.spike_function(response.neuron.module)(v)
         u = v + p.v_th
-        if type(scan.site.module).__name__ == "LIFBoxCell":
+        if type(response.neuron.module).__name__ == "LIFBoxCell":
             after = p.reset_method(z, u, p.v_reset, p.v_th)
         else:
-            z = z.detach() if scan.inner or scan.before is not None else z
+            z = z.detach() if response.inner or response.before is not None else z
             after = (1 - z) * u + z * p.v_reset
         (found,) = torch.autograd.grad(after, v, gradient)
     return found

@@ -9,24 +9,24 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from stllr_plugin.network import Network
 from stllr_plugin.neurons import find_keeper
 from stllr_plugin.neurons.base import map_tensors
 from stllr_plugin.nn import SequenceDropout
-from stllr_plugin.snapshot import Snapshot
+from stllr_plugin.responses.base import NeedsStepsError
+from stllr_plugin.session import several_processes
+from stllr_plugin.supervision import OpenWindow
 from stllr_plugin.synapses import find_synapse
-from stllr_plugin.windows.errors import NeedsStepsError
-from stllr_plugin.windows.takeover import Takeover
-from stllr_plugin.windows.window import Window
-
-if TYPE_CHECKING:
-    from stllr_plugin.learner import STLLRLearner
+from stllr_plugin.ways.snapshot import Snapshot
+from stllr_plugin.ways.windows.takeover import Takeover
+from stllr_plugin.ways.windows.window import Window
 
 _Place = tuple[nn.Module, str, str]  # a module, its name, and an attribute
 
@@ -36,10 +36,10 @@ _WINDOW = 3  # steps of each of the two windows that are tried
 class Model:
     """The network as a function of one input, its state (Norse) carried along."""
 
-    def __init__(self, learner: STLLRLearner, net: Callable[..., Any]) -> None:
+    def __init__(self, network: Network, net: Callable[..., Any]) -> None:
         """See the class."""
         self.net = net
-        self.passes_state = "state" in inspect.signature(learner.model.forward).parameters
+        self.passes_state = "state" in inspect.signature(network.model.forward).parameters
         self.state: Any = None
 
     def __call__(self, x: Tensor) -> Any:
@@ -51,80 +51,79 @@ class Model:
         return output
 
 
-def why_steps(learner: STLLRLearner, model: Model, inputs: Tensor | Sequence[Tensor]) -> str | None:
+def why_steps(network: Network, model: Model, inputs: Tensor | Sequence[Tensor]) -> str | None:
     """The reason why a model must run step by step; None if it can run in windows.
 
     Args:
-        learner: The learner, attached.
+        network: The attached network.
         model: The network.
         inputs: A sequence, [T, B, ...].
     """
-    reason = _known_reason(learner)
+    reason = _known_reason(network)
     if reason is not None:
         return reason
     x = inputs[0]
-    modes = tuple(module.training for module in learner.model.modules())
+    modes = tuple(module.training for module in network.model.modules())
     key = (id(model.net), tuple(x.shape[1:]), x.dtype, x.device, modes, torch.is_autocast_enabled(x.device.type))
-    if key not in learner.window_checks:  # the network is kept with the answer, so that its id stays its own
+    if key not in network.window_checks:  # the network is kept with the answer, so that its id stays its own
         wrapped = isinstance(model.net, DistributedDataParallel)
-        trial = Model(learner, learner.model) if wrapped else model  # without what processes exchange in forward
-        learner.window_checks[key] = (model.net, _agreed(learner, _tried(learner, trial, inputs), x.device))
-    return learner.window_checks[key][1]
+        trial = Model(network, network.model) if wrapped else model  # without what processes exchange in forward
+        network.window_checks[key] = (model.net, _agreed(_tried(network, trial, inputs), x.device))
+    return network.window_checks[key][1]
 
 
-def _agreed(learner: STLLRLearner, reason: str | None, device: torch.device) -> str | None:
+def _agreed(reason: str | None, device: torch.device) -> str | None:
     """The same answer in all processes, since they must call the network equally often."""
-    if not learner.distributed:
+    if not several_processes():
         return reason
     flag = torch.tensor(float(reason is not None), device=device)
     torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
     return "another process must run step by step" if reason is None and bool(flag) else reason
 
 
-def _known_reason(learner: STLLRLearner) -> str | None:
+def _known_reason(network: Network) -> str | None:
     """What needs no trying out."""
-    if learner.learning_signal != "bp":
-        return f'the learning signal "{learner.learning_signal}" is made at each step'
-    if learner.supervision.random is not None:
+    if network.signal.at_each_step:
+        return f'the learning signal "{network.signal.name}" is made at each step'
+    if network.session.supervision.random is not None:
         return "supervise_random supervises single steps"
-    for site in learner.neurons:
+    for site in network.neurons:
         if site.adapter.delayed or site.adapter.is_sequence(site.module):
             return f"neuron {site.name!r} ({type(site.module).__name__}) is known step by step only"
-    if learner.keeps_time or learner.has_kept_states:
+    if network.keeps_time or network.has_kept_states:
         return "a module other than a neuron keeps a state, or takes whole sequences"
     return None
 
 
-def _tried(learner: STLLRLearner, model: Model, inputs: Tensor | Sequence[Tensor]) -> str | None:
+def _tried(network: Network, model: Model, inputs: Tensor | Sequence[Tensor]) -> str | None:
     """Runs a few steps both ways and compares what comes out, without a trace left."""
     count = min(len(inputs), 2 * _WINDOW)
-    saved = Snapshot(learner)
-    attributes = _Attributes(learner.model)
-    neurons = {id(part) for site in learner.neurons for part in site.module.modules()}
-    dropped = [m for m in learner.model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.training]
-    learner.trial = True
+    saved = Snapshot(network)
+    attributes = _Attributes(network.model)
+    neurons = {id(part) for site in network.neurons for part in site.module.modules()}
+    dropped = [m for m in network.model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.training]
+    network.session.trial = True
     try:
         for module in dropped:  # draws its numbers in another order
             module.eval()
-        learner.begin_sequence(None, None, keep_target=True)
-        before = _kept(learner.model, neurons)
+        network.begin_sequence(None, None, keep_target=True)
+        before = _kept(network.model, neurons)
         watch = _Watch()
-        with torch.no_grad(), watch.of_neurons(learner), watch:
+        with torch.no_grad(), watch.of_neurons(network), watch:
             single = [model(inputs[t]) for t in range(count)]
-            changed = _changed(before, _kept(learner.model, neurons))
+            changed = _changed(before, _kept(network.model, neurons))
             keeper = _reader_of_kept(model, inputs[0], changed, watch)
         if keeper is not None:
             return keeper
         if watch.scalars:
             return "the model reads values of tensors, on which its course may depend"
         saved.restore()
-        learner.begin_sequence(None, None, keep_target=True)
+        network.begin_sequence(None, None, keep_target=True)
         model.state = None
         windowed: list[Any] = []
         for start in range(0, count, _WINDOW):
             stop = min(start + _WINDOW, count)
-            learner.supervision.window = False
-            with Window(learner, stop - start, inputs[0].shape[0], False):
+            with Window(network, OpenWindow(start, stop, supervised=False), inputs[0].shape[0]):
                 part = inputs[start:stop]
                 steps = part if isinstance(part, Tensor) else torch.stack(list(part))
                 windowed.append((stop - start, model(steps.flatten(0, 1))))
@@ -132,14 +131,13 @@ def _tried(learner: STLLRLearner, model: Model, inputs: Tensor | Sequence[Tensor
     except (NeedsStepsError, RuntimeError) as error:
         return str(error).partition("\n")[0]
     finally:
-        learner.trial = False
-        learner.supervision.window = None
+        network.session.trial = False
         for module in dropped:
             module.train()
         model.state = None
         saved.restore()
         attributes.restore()
-        learner.begin_sequence(None, None, keep_target=True)
+        network.begin_sequence(None, None, keep_target=True)
 
 
 class _Attributes:
@@ -277,7 +275,7 @@ class _Watch(TorchDispatchMode):
         self.nan = self.nan or any(bool(leaf.isnan().any()) for leaf in leaves_of(values))
         self._within -= 1
 
-    def of_neurons(self, learner: STLLRLearner) -> Takeover:
+    def of_neurons(self, network: Network) -> Takeover:
         """Looks at what goes into neurons, and not at what happens within, which is step by step in a window too."""
 
         def watched(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -291,4 +289,4 @@ class _Watch(TorchDispatchMode):
 
             return run
 
-        return Takeover([(site.module, watched) for site in learner.neurons])
+        return Takeover([(site.module, watched) for site in network.neurons])

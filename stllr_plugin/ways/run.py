@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from stllr_plugin.errors import SequenceInputError, StateError
+from stllr_plugin.masked import masked
+from stllr_plugin.network import Network
 from stllr_plugin.neurons.base import map_tensors
-from stllr_plugin.windows.check import Model, why_steps
-from stllr_plugin.windows.errors import NeedsStepsError
-from stllr_plugin.windows.window import Window
-
-if TYPE_CHECKING:
-    from stllr_plugin.learner import STLLRLearner
+from stllr_plugin.responses.base import NeedsStepsError
+from stllr_plugin.supervision import OpenWindow, Span
+from stllr_plugin.ways.stream import make_stream
+from stllr_plugin.ways.windows.check import Model, why_steps
+from stllr_plugin.ways.windows.window import Window
 
 LossFunction = Callable[[Any, Any], "Tensor | None"]
 
@@ -42,7 +43,7 @@ class RunResult:
 
 
 def run(
-    learner: STLLRLearner,
+    network: Network,
     net: Callable[..., Any],
     inputs: Tensor | Sequence[Tensor],
     targets: Any,
@@ -57,18 +58,18 @@ def run(
     before_window: Callable[[int, int], Any] | None,
 ) -> RunResult:
     """See ``STLLRLearner.run``."""
-    task = _Task(learner, net, inputs, targets, loss_fn, window, supervise_last, lengths, backward, keep_outputs)
+    task = _Task(network, net, inputs, targets, loss_fn, window, supervise_last, lengths, backward, keep_outputs)
     task.before_window = before_window or task.before_window
     if continue_from is None:
-        reason = why_steps(learner, task.model, task.inputs)
+        reason = why_steps(network, task.model, task.inputs)
     else:
         task.go_on_from(continue_from)
         reason = continue_from.steps_because
     if reason is None:
         result = task.in_windows()
-        learner.run_notes = f"in windows of {window} steps"
+        network.run_notes = f"in windows of {window} steps"
         return result
-    learner.run_notes = f"step by step: {reason}"
+    network.run_notes = f"step by step: {reason}"
     result = task.step_by_step()
     result.steps_because = reason
     return result
@@ -79,7 +80,7 @@ class _Task:
 
     def __init__(
         self,
-        learner: STLLRLearner,
+        network: Network,
         net: Callable[..., Any],
         inputs: Tensor | Sequence[Tensor],
         targets: Any,
@@ -90,12 +91,12 @@ class _Task:
         backward: Callable[[Tensor], Any] | None,
         keep_outputs: bool,
     ) -> None:
-        if not learner.is_recording:
+        if not network.session.is_recording:
             raise StateError(
                 "run() trains: call model.train(), leave torch.no_grad() and enable the learner. To evaluate, call the "
                 "model at each step, or learner.stream(inputs)."
             )
-        self.learner = learner
+        self.network = network
         self.net = net
         self.inputs = _checked_inputs(inputs)
         self.num_steps, self.batch = len(self.inputs), self.inputs[0].shape[0]
@@ -104,7 +105,7 @@ class _Task:
         if isinstance(window, bool) or not isinstance(window, int) or window < 1:
             raise StateError(f"window={window!r}: expected a positive number of time steps.")
         self.window = window
-        self.last = learner.supervision.last if supervise_last is None else supervise_last
+        self.last = network.session.supervision.last if supervise_last is None else supervise_last
         if self.last is not None and (isinstance(self.last, bool) or not isinstance(self.last, int) or self.last < 1):
             raise StateError(f"supervise_last={self.last!r}: expected a positive number of time steps, or None.")
         self.lengths = None if lengths is None else torch.as_tensor(lengths)
@@ -115,8 +116,9 @@ class _Task:
             )
         self.backward = torch.Tensor.backward if backward is None else backward
         self.keep_outputs = keep_outputs
-        self.model = Model(learner, net)
+        self.model = Model(network, net)
         self.begins = True
+        self.steps_before = 0
         self.before_window: Callable[[int, int], Any] = lambda start, stop: None
 
     def go_on_from(self, before: RunResult) -> None:
@@ -127,6 +129,7 @@ class _Task:
                 "of single steps out by returning None from loss_fn."
             )
         self.begins = False
+        self.steps_before = self.network.session.sequence.steps
         self.model.state = before.state
 
     @property
@@ -140,51 +143,44 @@ class _Task:
     def step_by_step(self) -> RunResult:
         """One step after the other."""
         result = RunResult()
-        supervision, first = self.learner.supervision, self.first_supervised
-        last, supervision.last = supervision.last, self.last
-        try:
-            self.before_window(0, 1)
-            for t, output in enumerate(self._outputs()):
-                wanted = t >= first if supervision.random is None else supervision.is_supervised(t)
-                if wanted:
-                    loss = self.loss_fn(output, self.targets(t))
-                    self._learn(result, loss, t == self.num_steps - 1)
-                    result.supervised_steps += loss is not None
-                if self.keep_outputs:
-                    result.outputs.append(map_tensors(output, torch.Tensor.detach))
-                if t + 1 < self.num_steps:
-                    self.before_window(t + 1, t + 2)
-        finally:
-            supervision.last = last
+        supervision, first = self.network.session.supervision, self.first_supervised
+        self.before_window(0, 1)
+        for t, output in enumerate(self._outputs()):
+            wanted = t >= first if supervision.random is None else supervision.is_supervised(t)
+            if wanted:
+                loss = self.loss_fn(output, self.targets(t))
+                self._learn(result, loss, t == self.num_steps - 1)
+                result.supervised_steps += loss is not None
+            if self.keep_outputs:
+                result.outputs.append(map_tensors(output, torch.Tensor.detach))
+            if t + 1 < self.num_steps:
+                self.before_window(t + 1, t + 2)
         result.state = self.model.state
         return result
 
     def _outputs(self) -> Iterator[Any]:
         if self.begins:
             data = self.inputs if isinstance(self.inputs, Tensor) else list(self.inputs)
-            stream = self.learner.stream(data, lengths=self.lengths, model=self.net)
+            stream = make_stream(self.network, data, None, self.lengths, self.net, self.last)
             yield from stream
             self.model.state = stream.state
-        elif self.learner.keeps_time:
+        elif self.network.keeps_time:
             raise StateError("continue_from is for models whose call is one time step [batch, ...].")
         else:
-            self.learner.supervision.extend(self.num_steps)
+            self.network.session.supervision.extend(self.num_steps)
             yield from map(self.model, self.inputs)
 
     def in_windows(self) -> RunResult:
         """A window of steps after the other; the weights' gradients are those of one step after the other."""
-        learner, result = self.learner, RunResult()
+        network, result = self.network, RunResult()
         if self.begins:
-            learner.begin_sequence(self.num_steps, self.lengths, keep_target=True)
+            network.begin_sequence(self.num_steps, self.lengths, keep_target=True, last=self.last)
         for start, stop, supervised in self._windows():
-            learner.supervision.window, learner.supervision.rows = supervised, self._rows(start, stop)
             try:
                 loss = self._one_window(result, start, stop, supervised)
                 self._learn(result, loss, stop == self.num_steps)
             except NeedsStepsError as error:
                 raise StateError(f"run() cannot go on at step {start}: {error}.") from error
-            finally:
-                learner.supervision.window = learner.supervision.rows = None
         result.state = map_tensors(self.model.state, torch.Tensor.detach)
         return result
 
@@ -195,17 +191,21 @@ class _Task:
                 yield start, min(start + self.window, end), supervised
 
     def _one_window(self, result: RunResult, start: int, stop: int, supervised: bool) -> Tensor | None:
-        count = stop - start
+        count, session = stop - start, self.network.session
         self.before_window(start, stop)
-        with Window(self.learner, count, self.batch, supervised):
+        rows = session.sequence.rows(start, stop)
+        rows = None if rows is None else rows.to(self.inputs[0].device)
+        # A run that goes on from another counts its steps from there.
+        opened = OpenWindow(self.steps_before + start, self.steps_before + stop, supervised, rows)
+        with Window(self.network, opened, self.batch):
             output = self.model(stacked(self.inputs, start, stop))
         if self.keep_outputs:
             result.outputs += [map_tensors(output, self._step(t, count, detached=True)) for t in range(count)]
         if not supervised:
             return None
-        rows = self.learner.supervision.rows
         if rows is not None:  # what lies behind the last synapse has no part of the learner's on its way
-            output = map_tensors(output, lambda tensor: _masked(tensor, rows))
+            span = Span(session.sequence, opened.stop - 1, opened)
+            output = map_tensors(output, lambda leaf: masked(leaf, span.mask) if _has_rows(leaf, rows) else leaf)
         steps = [map_tensors(output, self._step(t, count)) for t in range(count)]
         total = None
         for t, step in enumerate(steps):
@@ -224,16 +224,6 @@ class _Task:
             return tensor[part] if tensor.shape[:1] == (num_steps * self.batch,) else tensor
 
         return take
-
-    def _rows(self, start: int, stop: int) -> Tensor | None:
-        """Which steps and samples learn, [K * B]; None if all do."""
-        if self.lengths is None:
-            return None
-        steps = torch.arange(start, stop).unsqueeze(1)
-        rows = steps < self.lengths.cpu()
-        if self.last is not None:
-            rows &= steps >= self.lengths.cpu() - self.last
-        return rows.flatten().to(self.inputs[0].device)
 
     def _learn(self, result: RunResult, loss: Tensor | None, last: bool) -> None:
         if loss is None:
@@ -255,23 +245,8 @@ def stacked(inputs: Tensor | Sequence[Tensor], start: int, stop: int) -> Tensor:
     return steps.flatten(0, 1)
 
 
-class _Rows(torch.autograd.Function):
-    """Identity on an output; drops the gradient of steps and samples that do not learn."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, rows: Tensor) -> Tensor:
-        ctx.rows = rows
-        return tensor.detach()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        rows = ctx.rows.view(-1, *[1] * (grad.dim() - 1))
-        return torch.where(rows, grad, torch.zeros_like(grad)), None
-
-
-def _masked(tensor: Tensor, rows: Tensor) -> Tensor:
-    fits = tensor.requires_grad and tensor.shape[:1] == rows.shape
-    return _Rows.apply(tensor, rows) if fits else tensor
+def _has_rows(tensor: Tensor, rows: Tensor) -> bool:
+    return tensor.shape[:1] == rows.shape
 
 
 def _checked_inputs(inputs: Tensor | Sequence[Tensor]) -> Tensor | Sequence[Tensor]:

@@ -1,0 +1,210 @@
+"""K steps of a neuron layer: the one place where its traces move on, and where its record is made.
+
+One attached step, and a window of steps that run at once, both come here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from stllr_plugin.activations import Psi, Spike, resolve_psi
+from stllr_plugin.calls import SynapseCall
+from stllr_plugin.errors import SequenceInputError, StateError
+from stllr_plugin.folding import by_steps
+from stllr_plugin.neuron import Neuron
+from stllr_plugin.precision import full_precision
+from stllr_plugin.record import PostFactors, SynapticInput
+from stllr_plugin.responses.base import InnerSynapse
+from stllr_plugin.rule import STLLRRule
+from stllr_plugin.traces import EdgeTraces, NeuronTraces, PostTrace, edge_name
+from stllr_plugin.walk import Found
+
+Key = tuple[int, int]  # id of a synapse's site, number of the call within a step
+Groups = dict[Key, list[Found]]
+
+
+def group_calls(calls: Sequence[Found]) -> Groups:
+    """Sorts the calls of one step by synapse; calls of one synapse on the same input share a trace and count once."""
+    groups: Groups = {}
+    seen: dict[int, list[SynapseCall]] = {}
+    for node, call, identity in calls:
+        firsts = seen.setdefault(id(call.site), [])
+        number = next((n for n, first in enumerate(firsts) if _same_tensor(first.x, call.x)), None)
+        if number is None:
+            number = len(firsts)
+            firsts.append(call)
+        groups.setdefault((id(call.site), number), []).append((node, call, identity))
+    return groups
+
+
+def _same_tensor(one: Tensor, other: Tensor) -> bool:
+    return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.stride() == other.stride()
+
+
+def move_edges(
+    neuron: Neuron,
+    traces: NeuronTraces,
+    groups: Groups,
+    inner: Sequence[InnerSynapse],
+    num_steps: int,
+    step: int,
+    lend: bool,
+) -> list[SynapticInput]:
+    """Moves the presynaptic traces of a layer on.
+
+    Args:
+        neuron: The neuron.
+        traces: The layer's traces.
+        groups: The calls of synapses in front of it, on all of the steps at once.
+        inner: Those of synapses within it.
+        num_steps: K.
+        step: The last of the steps.
+        lend: Whether a backward pass will follow.
+    """
+    inputs: list[SynapticInput] = []
+    for key, members in groups.items():
+        call = members[0][1]
+        for _, member, _ in members:
+            _consume(neuron.name, member, step)
+        x = call.x.unsqueeze(0) if num_steps == 1 else call.x.reshape(num_steps, -1, *call.x.shape[1:])
+        synaptic = _moved(neuron, traces, key, call, x, lend)
+        synaptic.nodes = [(node, identity) for node, _, identity in members]
+        synaptic.edge.direct = len(members) == 1 and members[0][2]
+        inputs.append(synaptic)
+    taken: dict[int, int] = {}
+    for position, synapse in enumerate(inner):
+        site = synapse.call.site
+        number = taken[id(site)] = taken.get(id(site), -1) + 1
+        while (id(site), number) in groups:
+            number += 1
+        synapse.call.consumers[neuron.name] = step
+        synaptic = _moved(neuron, traces, (id(site), number), synapse.call, synapse.x, lend)
+        synaptic.inner = position
+        inputs.append(synaptic)
+    if len(inputs) < len(traces.edges):
+        inputs += _skipped(neuron, traces, {id(synaptic.edge) for synaptic in inputs}, lend)
+    return inputs
+
+
+def _moved(neuron: Neuron, traces: NeuronTraces, key: Key, call: SynapseCall, x: Tensor, lend: bool) -> SynapticInput:
+    edge = traces.edges.get(key)
+    if edge is None:
+        name = edge_name(call.site.name, neuron.name, key[1], traces.number)
+        edge = traces.edges[key] = EdgeTraces(name, call.site)
+        traces.sites.add(call.site)
+    rule = neuron.rule_for(call.site.rule)
+    x = full_precision(x)
+    before, after = edge.advance(x, float(rule.lambda_pre), lend)
+    return SynapticInput(call, x, before, after if len(x) == 1 else None, rule, edge)
+
+
+def _skipped(neuron: Neuron, traces: NeuronTraces, called: set[int], lend: bool) -> list[SynapticInput]:
+    """Synapses that were not called at this step, as if they had been called on zeros: their traces decay."""
+    found = []
+    for edge in traces.edges.values():
+        if id(edge) in called or edge.pre is None:
+            continue
+        rule = neuron.rule_for(edge.site.rule)
+        trace = edge.decay(float(rule.lambda_pre), lend)
+        if not lend or rule.lambda_pre == 0.0:
+            continue
+        if not edge.direct:
+            raise StateError(
+                f"Synapse {edge.site.name!r} was not called at a step of neuron {neuron.name!r}, although its trace "
+                "still has a part in it, and something other than a sum lies between the two (a norm, pooling, another "
+                "layer), so that the learner cannot tell how. Call the layer at each step, on zeros where nothing came "
+                "in; or set lambda_pre=0 for it with layer_rules."
+            )
+        assert trace is not None
+        x = trace.new_zeros(()).expand(1, *trace.shape)
+        call = SynapseCall(edge.site, x, x._version, None, neuron.session.next_order())
+        call.consumers[neuron.name] = 0
+        found.append(SynapticInput(call, x, trace, trace, rule, edge, skipped=True))
+    return found
+
+
+def _consume(neuron: str, call: SynapseCall, step: int) -> None:
+    if call.consumers.get(neuron, step) != step:
+        raise SequenceInputError(
+            f"One output of synapse {call.site.name!r} reaches neuron {neuron!r} at more than one time step. If "
+            "the synapse was run on all steps at once, call it at each step, on that step's input. If a module in "
+            "between keeps a state from step to step, detach the state, or name the module in exclude=[...]."
+        )
+    call.consumers[neuron] = step
+    if call.gate is not None and call.gate.made_at < step:
+        if call.gate.parameters:
+            call.site.refuse_past_through_parameters()
+        call.gate.closed = True
+
+
+def move_posts(
+    neuron: Neuron,
+    traces: NeuronTraces,
+    inputs: Sequence[SynapticInput],
+    v: Tensor | None,
+    gate: Tensor | None,
+    spikes: Tensor | None,
+    lend: bool,
+) -> tuple[dict[STLLRRule, PostFactors], Tensor | None]:
+    """Computes psi(v) and moves the postsynaptic traces on, once per distinct psi and decay.
+
+    Args:
+        neuron: The neuron.
+        traces: The layer's traces.
+        inputs: The synapses that feed it.
+        v: Membrane minus threshold, [K, B, ...]; None for readouts.
+        gate: Where the neuron could spike at all, [K, B, ...]; None for everywhere.
+        spikes: What it gave out, [K * B, ...].
+        lend: Whether a backward pass will follow.
+
+    Returns:
+        The postsynaptic side by rule, and psi(v) if psi carries the learning signal to the layer below.
+    """
+    if v is None:
+        return {}, None
+    v = full_precision(v)
+    values: dict[Psi | None, Tensor] = {}
+
+    def psi_of(rule: STLLRRule) -> Tensor:
+        psi = resolve_psi(rule.psi)
+        if psi not in values:
+            value = _fired(spikes, v) if isinstance(psi, Spike) else by_steps(lambda step: neuron.psi(psi, step), v)
+            values[psi] = value if gate is None else value * gate
+        return values[psi]
+
+    posts: dict[STLLRRule, PostFactors] = {}
+    before: dict[tuple[Psi | None, float], Tensor | None] = {}
+    for rule in dict.fromkeys(synaptic.rule for synaptic in inputs):
+        key = (resolve_psi(rule.psi), rule.lambda_post)
+        if rule.alpha_post != 0.0 and key not in before:
+            post = traces.posts.get(key)
+            if post is None:
+                post = traces.posts[key] = PostTrace(*key)
+            before[key] = post.advance(psi_of(rule), lend)
+        if lend:
+            posts[rule] = PostFactors(rule, psi_of(rule), before.get(key))
+    carries = psi_of(neuron.rule) if lend and neuron.rule.propagate == "psi" else None
+    return posts, carries
+
+
+def _fired(spikes: Tensor | None, v: Tensor) -> Tensor:
+    """The spikes that the neuron gave out: libraries differ in whether one at the threshold fires."""
+    assert spikes is not None
+    return (spikes.detach() != 0).to(v.dtype).reshape(v.shape)
+
+
+def check_lengths(neuron: Neuron, membrane: Tensor) -> None:
+    """Raises StateError if the batch is not the one for which lengths were announced."""
+    lengths = neuron.session.sequence.lengths
+    if lengths is None:
+        return
+    batch = membrane.shape[1 if neuron.takes_sequences else 0]
+    if lengths.shape[0] != batch:
+        raise StateError(f"reset(lengths) was given {lengths.shape[0]} lengths for a batch of {batch}.")
+
+
+def regrafted(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> dict[int, Tensor]:
+    """By id of a leaf, what stands in for it."""
+    return {id(leaf): output for leaf, output in zip(leaves, outputs, strict=True)}

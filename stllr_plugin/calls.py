@@ -1,0 +1,310 @@
+"""Calls of synapses: what the rule needs of one, and the mark that it leaves in the graph.
+
+A synapse runs on its detached weight, and :class:`Tag` marks its output. Neurons find the tags by walking the graph of
+the step; a call that no neuron takes gives its weight the ordinary gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from stllr_plugin.errors import StateError
+from stllr_plugin.marks import Mark
+from stllr_plugin.rule import STLLRRule
+from stllr_plugin.session import Session
+from stllr_plugin.supervision import Span
+from stllr_plugin.synapses import Term
+
+_PROBES = 3  # backward passes that are looked at for a current that skips the neuron
+
+
+class SynapseSite:
+    """A synapse of the attached model: one weight, and its calls.
+
+    Attributes:
+        name: Module name (of a neuron's own weight: ``"<neuron>.<weight name>"``).
+        session: What all parts of the learner share.
+        rule: Rule chosen for this synapse by name, or None to use the rule of the neuron that it feeds.
+        last_call: The latest call of this sequence.
+        owned: Whether a neuron module holds the weight itself.
+        probes: How many more backward passes are looked at for a current that skips the neuron.
+        stands_aside: Whether the neuron around it takes care of its call: it then only notes its input.
+        passed: What it was called on last while it stood aside.
+    """
+
+    owned: ClassVar[bool] = False
+
+    def __init__(self, session: Session, name: str, rule: STLLRRule | None) -> None:
+        """See the class."""
+        self.session = session
+        self.name = name
+        self.rule = rule
+        self.is_readout = False  # known two steps after the first call
+        self.gate: InputGate | None = None
+        self.probes = _PROBES
+        self.stands_aside = False
+        self.passed: Tensor | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        """Begins a sequence."""
+        self.gate = None
+        self.last_call: SynapseCall | None = None
+        self._first_call: SynapseCall | None = None
+        self._first_step = 0
+        self._first_clock: int | None = None
+
+    @property
+    def runs_first(self) -> bool:
+        """Whether it runs before the first neuron of a step."""
+        return self._first_clock == -1
+
+    @property
+    def has_run(self) -> bool:
+        """Whether it has run in this sequence."""
+        return self._first_clock is not None
+
+    def step(self) -> int:
+        """Index of the time step that runs.
+
+        The clock shows the step of the last neuron that ran, which is the step before for a synapse that runs first.
+        """
+        clock = self.session.clock
+        return clock + 1 if self.runs_first else clock
+
+    def current_weight(self) -> Tensor:
+        """The weight as it is now, within the graph of its originals."""
+        raise NotImplementedError
+
+    def tag(
+        self,
+        x: Tensor,
+        output: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None = None,
+        anchor: Tensor | None = None,
+    ) -> Tensor:
+        """Marks the output of one call; the output of a readout at a step that is not supervised leaves the graph.
+
+        Args:
+            x: The input.
+            output: The output.
+            weight: The weight; None where nothing is to be learned.
+            bias: The bias, where its gradient is not left to the module.
+            anchor: In place of a weight that is None: a parameter, so that the mark is in a graph, where neurons look.
+        """
+        first = self._first_clock is None
+        if first:
+            self._first_clock = self.session.clock
+        step = self.step()
+        if self._first_call is not None and (self._first_call.consumed or step >= self._first_step + 2):
+            self.is_readout = not self._first_call.consumed  # that step has ended: no neuron will consume the call
+            self._first_call = None
+        if self.is_readout and not self.session.needs_graph(step):
+            return output.detach()
+        gate, self.gate = self.gate, None
+        call = SynapseCall(
+            self,
+            x.detach(),
+            x._version,
+            weight,
+            self.session.next_order(),
+            output.shape,
+            self.session.span(step),
+            gate,
+        )
+        if first:
+            self._first_call, self._first_step = call, step
+        self.last_call = call
+        return Tag.apply(call, output, anchor if weight is None else weight, bias)  # type: ignore[no-any-return]
+
+    def refuse_past_through_parameters(self) -> None:
+        """Raises StateError: cutting the input off would also cut off the parameters of a layer in between."""
+        raise StateError(
+            f"The input of synapse {self.name!r} is made from outputs of an earlier step by a layer with parameters. "
+            "Nothing may flow between time steps: detach what you carry over (spikes.detach()) before that layer."
+        )
+
+    def probe(self, call: SynapseCall, grad: Tensor) -> None:
+        """Refuses an output that reaches the loss past the neuron that it feeds as well.
+
+        The rule holds for what goes through the neuron. The rest would need its ordinary gradient, but comes in one sum
+        with it. How a network is wired shows in its first backward passes.
+
+        Raises:
+            StateError: If not all of the gradient comes from neurons.
+        """
+        self.probes -= 1
+        expected, call.expected = call.expected, None
+        rest = grad if expected is None else grad - expected.to(grad.dtype)
+        largest = grad.abs().max() if expected is None else torch.maximum(grad.abs().max(), expected.abs().max())
+        tolerance = 1e-4 if grad.dtype in (torch.float32, torch.float64) else 0.05
+        if bool(rest.abs().max() > tolerance * largest):
+            raise StateError(
+                f"The output of synapse {self.name!r} feeds {' and '.join(map(repr, call.consumers))}, and it reaches "
+                "the loss past the neuron as well (a current that skips it, a gate, a penalty). Its weight would lose "
+                "that part. Call the layer a second time for what does not go into the neuron, or name it in "
+                "exclude=[...]."
+            )
+
+    # Gradients.
+
+    def check_input(self, call: SynapseCall) -> None:
+        """Raises StateError if the input of a call was changed in place since."""
+        if call.x._version != call.version:
+            raise StateError(changed_in_place(repr(self.name)))
+
+    def product(self, weight: Tensor, terms: Sequence[Term]) -> Tensor:
+        """The weight's gradient, of its shape and dtype, summed over pairs of an input and an output gradient.
+
+        Computed in at least float32, unless the learner was told otherwise.
+        """
+        dtype = self.session.product_dtype
+        if dtype is None:
+            dtype = weight.dtype if weight.dtype in (torch.float32, torch.float64) else torch.float32
+        terms = [(x.to(dtype), g.to(dtype)) for x, g in terms]
+        return self._weight_gradient(terms, weight.to(dtype)).to(weight.dtype)
+
+    def is_batched(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether the first dimension of an input is a batch."""
+        return x.dim() > 1
+
+    def _weight_gradient(self, terms: Sequence[Term], weight: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def bias_gradient(self, g: Tensor) -> Tensor:
+        """Gradient of the module's bias for an output gradient, where that is not left to the module."""
+        raise NotImplementedError
+
+
+def changed_in_place(name: str) -> str:
+    """Message of the error where an input was changed between forward and backward pass."""
+    return (
+        f"The input of synapse {name} was changed in place between its forward and the backward pass. Use the "
+        "out-of-place operation (y = y * mask, not y *= mask), or pass x.clone() to the layer."
+    )
+
+
+@dataclass(slots=True, eq=False)
+class InputGate:
+    """Whether a learning signal may pass on to the input of a synapse call.
+
+    Attributes:
+        made_at: Time step of the neuron output that the input was made from.
+        parameters: Whether it was made with trainable parameters, which a closed gate would cut off as well.
+        closed: Set once that turns out to be an earlier step than the one at which the synapse ran.
+    """
+
+    made_at: int
+    parameters: bool = False
+    closed: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class SynapseCall:
+    """One call of a synapse.
+
+    Attributes:
+        site: The synapse.
+        x: Its input, detached.
+        version: Version of the input's memory, to notice a change in place.
+        weight: The weight that it used (in the graph of its originals, if it is parametrized). None where nothing was
+            to be learned from the call; see :meth:`trained_weight`.
+        order: Number of the call; calls of one step are sorted by it.
+        output_shape: Shape of its output.
+        span: The time step at which it ran; only meaningful for readouts that no neuron consumes.
+        gate: What lets the learning signal on to the input, where the input may come from an earlier step.
+        consumers: Neurons that it fed, and the time step. If there is none, the weight gets its ordinary gradient.
+        expected: What the neurons that it fed have sent back so far, while the site is being probed.
+    """
+
+    site: SynapseSite
+    x: Tensor
+    version: int
+    weight: Tensor | None
+    order: int
+    output_shape: torch.Size | None = None
+    span: Span | None = None
+    gate: InputGate | None = None
+    consumers: dict[str, int] = field(default_factory=dict)
+    expected: Tensor | None = None
+
+    def expect(self, gradient: Tensor) -> None:
+        """Notes what a neuron sends back to this output, if anybody will ask."""
+        if self.site.probes > 0:
+            self.expected = gradient if self.expected is None else self.expected + gradient
+
+    def trained_weight(self) -> Tensor:
+        """The weight, within the graph of its originals."""
+        if self.weight is None:
+            self.weight = self.site.current_weight()
+        return self.weight
+
+    @property
+    def consumed(self) -> bool:
+        """Whether a neuron was fed by it."""
+        return bool(self.consumers)
+
+
+class Tag(Function):
+    """Identity on a synapse's output; gives the weight its ordinary gradient unless a neuron consumed the call.
+
+    The bias, where it is given, gets its ordinary gradient in any case.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, call: SynapseCall, output: Tensor, weight: Tensor | None, bias: Tensor | None = None
+    ) -> Tensor:
+        """Returns the output itself, under a new tensor, so that in-place operations on it stay allowed."""
+        ctx.stllr = Mark(call=call)
+        ctx.set_materialize_grads(False)
+        return output.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[None, Tensor | None, Tensor | None, Tensor | None]:
+        """See the class."""
+        if grad is None:
+            return None, None, None, None
+        mark: Mark = ctx.stllr
+        call: SynapseCall = mark.call
+        site = call.site
+        wants_bias = len(ctx.needs_input_grad) > 3 and ctx.needs_input_grad[3] and not mark.nested
+        if call.consumed:
+            if site.probes > 0 and not mark.nested:
+                site.probe(call, grad)
+            return None, grad, None, site.bias_gradient(grad) if wants_bias else None
+        assert call.span is not None
+        shown = call.span.mask(grad)
+        if shown is None:
+            return None, None, None, None
+        weight_grad = None
+        if ctx.needs_input_grad[2]:
+            site.session.count_capture()
+            site.check_input(call)
+            weight_grad = site.product(call.trained_weight().detach(), [(call.x, shown)])
+        return None, shown, weight_grad, site.bias_gradient(shown) if wants_bias else None
+
+
+class GatedInput(Function):
+    """Identity on a synapse's input; stops the learning signal where the gate is closed."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: InputGate, x: Tensor) -> Tensor:
+        """Returns the input, under a new tensor."""
+        ctx.stllr = Mark(ends=True)
+        ctx.gate = gate
+        return x.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None]:
+        """See the class."""
+        return None, None if ctx.gate.closed or ctx.stllr.nested else grad

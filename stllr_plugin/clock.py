@@ -1,0 +1,63 @@
+"""The model's clock: one count of time steps for all layers.
+
+A layer may be skipped at some steps, so its own count of steps says nothing of the time. A step begins where the model
+is called anew, and, for models with the loop over time inside, where a layer runs that has run in this step already, or
+that runs before one that has.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stllr_plugin.supervision import Supervision
+
+
+class Clock:
+    """Tells where a time step begins.
+
+    Attributes:
+        supervision: The running sequence.
+        model_calls: How often the model was called.
+    """
+
+    def __init__(self, supervision: Supervision) -> None:
+        """See the class."""
+        self.supervision = supervision
+        self.model_calls = 0
+        self._sequence = -1  # to which what follows belongs
+        self._ran: set[Any] = set()  # layers that have run in this step
+        self._call = 0  # the call of the model in which they ran
+        self._before: dict[Any, set[Any]] = {}  # by layer, those that have been seen to run before it within a step
+
+    def begins_step(self, layer: Any) -> bool:
+        """Whether this layer's call is the first of a time step."""
+        if self._sequence != self.supervision.sequence.number or not self._ran:
+            return True
+        if layer in self._ran or self._call != self.model_calls:
+            return True
+        before = self._before.get(layer, set())
+        if self._ran <= before:
+            return False
+        return any(layer in self._before.get(other, ()) and other not in before for other in self._ran)
+
+    def enter(self, layer: Any) -> int:
+        """Notes that a layer runs; returns the index of its time step."""
+        if self.begins_step(layer):
+            self._ran = set()
+            self._sequence, self._call = self.supervision.sequence.number, self.model_calls
+            self.supervision.next_step()
+        self.join(layer)
+        return self.supervision.clock
+
+    def join(self, layer: Any) -> None:
+        """Notes that a layer runs in the step that runs already, as what came in shows."""
+        self._before.setdefault(layer, set()).update(self._ran)
+        self._ran.add(layer)
+
+    def pass_by(self, num_steps: int) -> int:
+        """Notes that a window of steps has begun, unless another layer has; returns the last of them."""
+        sequence = self.supervision.sequence
+        while sequence.steps < num_steps:
+            self.supervision.next_step()
+        self._ran = set()
+        return sequence.clock

@@ -1,0 +1,21 @@
+"""Numbers of at least float32 for everything that the rule adds up."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """Float32 for half-precision (and non-float) tensors; float32 and float64 pass through."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def without_autocast(tensor: Tensor) -> torch.autocast:
+    """A context in which products are not cast to half precision: a backward call may stand in an autocast region."""
+    return torch.autocast(device_type=tensor.device.type, enabled=False)
+
+
+def num_bytes(tensor: Tensor | None) -> int:
+    """Bytes of a tensor's values; 0 for None."""
+    return 0 if tensor is None else tensor.numel() * tensor.element_size()

@@ -1,0 +1,400 @@
+"""The record of K time steps of a neuron layer: turns a learning signal into factors, and factors into products.
+
+For a synapse with input x and trace tr_x, and with p[t] and n[t] what the causal term multiplies the trace with and the
+other term the input,
+
+    dL/dW = sum_t p[t] tr_x[t]^T + n[t] x[t]^T,    p = alpha_pre delta psi,    n = alpha_post delta tr_psi[t-1],
+
+with both factors pulled back from the membrane u to the synapse's output through whatever lies between them.
+A single step is K = 1. For more, the decay moves from the inputs to the factors (:mod:`stllr_plugin.folding`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
+
+from stllr_plugin.calls import SynapseCall
+from stllr_plugin.errors import StateError
+from stllr_plugin.folding import fold, traces_before
+from stllr_plugin.marks import Mark, mark_of, nested
+from stllr_plugin.responses.base import Response
+from stllr_plugin.rule import STLLRRule
+from stllr_plugin.session import Session
+from stllr_plugin.supervision import Span
+from stllr_plugin.synapses import Term
+from stllr_plugin.traces import EdgeTraces
+from stllr_plugin.waiting import WaitingSteps
+
+GIVEN_UP = torch.empty(0)  # in place of a tensor that autograd keeps for us
+
+
+@dataclass(slots=True, eq=False)
+class SynapticInput:
+    """One edge's part in K steps of a neuron.
+
+    Attributes:
+        call: The synapse call (the first, where there are several).
+        x: Its inputs, [K, B, ...], of at least float32.
+        before: tr_x at the end of the steps before; None at the beginning of a sequence.
+        trace: tr_x at the end of a single step; None for more.
+        rule: The edge's rule.
+        edge: The edge's state.
+        nodes: Nodes that tag its output, each with whether u (or the neuron's input) is the sum of it and others. Empty
+            for a synapse within the neuron, and for one that was not called.
+        inner: Its position among the synapses within the neuron; None for those before it.
+        skipped: Whether the synapse was not called at this step, which is as if its input were zero.
+    """
+
+    call: SynapseCall
+    x: Tensor
+    before: Tensor | None
+    trace: Tensor | None
+    rule: STLLRRule
+    edge: EdgeTraces
+    nodes: list[tuple[Node, bool]] = field(default_factory=list)
+    inner: int | None = None
+    skipped: bool = False
+
+    @property
+    def marks(self) -> list[Mark]:
+        """The marks on the nodes that tag its output."""
+        return [mark for node, _ in self.nodes if (mark := mark_of(node)) is not None]
+
+    def gradient(self, causal: Tensor | None, noncausal: Tensor | None) -> Tensor | None:
+        """The weight's gradient from the two terms' factors [K, B, ...], both at the synapse's output."""
+        if causal is None and noncausal is None:
+            return self.nothing()
+        if self.trace is not None:
+            return self._product_of_step(causal, noncausal)
+        decay = float(self.rule.lambda_pre)
+        if causal is None:
+            assert noncausal is not None
+            return self.product(noncausal, None)
+        folded = fold(causal, decay)
+        return self.product(folded if noncausal is None else folded + noncausal, folded[0])
+
+    def _product_of_step(self, causal: Tensor | None, noncausal: Tensor | None) -> Tensor:
+        assert self.trace is not None
+        if self.before is None and causal is not None and noncausal is not None:  # the trace is the input itself
+            return self._multiplied([(self.x[0], (causal + noncausal)[0])])
+        terms: list[Term] = []
+        if causal is not None:
+            terms.append((self.trace, causal[0]))
+        if noncausal is not None and not self.skipped:
+            terms.append((self.x[0], noncausal[0]))
+        if not terms:
+            return torch.zeros_like(self.call.trained_weight())
+        return self._multiplied(terms)
+
+    def product(self, total: Tensor, first: Tensor | None) -> Tensor:
+        """The weight's gradient from the factors of the inputs [K, B, ...] and of the trace (before its decay)."""
+        decay = float(self.rule.lambda_pre)
+        terms: list[Term] = [(self.x.flatten(0, 1), total.flatten(0, 1))]
+        if first is not None and decay != 0.0 and self.before is not None:
+            terms.append((self.before, first * decay))
+        return self._multiplied(terms)
+
+    def _multiplied(self, terms: list[Term]) -> Tensor:
+        site = self.call.site
+        site.check_input(self.call)
+        return site.product(self.call.trained_weight().detach(), terms)
+
+    def nothing(self) -> Tensor | None:
+        """Zeros for weights that a neuron holds itself, since Norse puts hooks on them that cannot take None."""
+        return torch.zeros_like(self.call.trained_weight()) if self.call.site.owned else None
+
+
+@dataclass(slots=True, eq=False)
+class PostFactors:
+    """The postsynaptic side of a rule over K steps.
+
+    Attributes:
+        rule: The rule.
+        psi: psi(v), [K, B, ...].
+        before: tr_psi at the end of the steps before; None at the beginning of a sequence.
+    """
+
+    rule: STLLRRule
+    psi: Tensor
+    before: Tensor | None
+
+    def causal(self, signal: Tensor) -> Tensor | None:
+        """What the causal term multiplies the presynaptic trace with, for a learning signal [K, B, ...]."""
+        if not self.rule.alpha_pre:
+            return None
+        factor = signal * self.psi
+        return factor if self.rule.alpha_pre == 1.0 else factor.mul_(self.rule.alpha_pre)
+
+    def noncausal(self, signal: Tensor) -> Tensor | None:
+        """What the other term multiplies the input with."""
+        if not self.rule.alpha_post:
+            return None
+        decay, current = self.rule.lambda_post, self.rule.convention == "current"
+        if len(self.psi) == 1:
+            seen = None if self.before is None else self.before.to(self.psi.device, self.psi.dtype).unsqueeze(0)
+            if current:
+                seen = self.psi if seen is None else torch.add(self.psi, seen, alpha=decay)
+            return None if seen is None else (signal * seen).mul_(self.rule.noncausal_scale)
+        seen, _ = traces_before(self.before, self.psi, decay)
+        if current:
+            seen = torch.add(self.psi, seen, alpha=decay)
+        return seen.mul_(signal).mul_(self.rule.noncausal_scale)
+
+    def both(self, signal: Tensor) -> tuple[Tensor, Tensor]:
+        """Both terms' factors of the inputs [K, B, ...], the causal one folded, and G[0], its factor of the trace."""
+        rule = self.rule
+        total = torch.empty_like(self.psi)
+        totals, signals, psis = total.unbind(0), signal.unbind(0), self.psi.unbind(0)
+        if rule.alpha_post:
+            trace = self.before
+            for factor, delta, psi in zip(totals, signals, psis, strict=True):
+                after = (
+                    psi if trace is None else torch.add(psi, trace.to(psi.device, psi.dtype), alpha=rule.lambda_post)
+                )
+                seen = after if rule.convention == "current" else trace
+                if seen is None:
+                    factor.zero_()
+                else:
+                    torch.mul(delta, seen, out=factor)
+                trace = after
+        folded, product = torch.zeros_like(psis[0]), torch.empty_like(psis[0])
+        for factor, delta, psi in zip(reversed(totals), reversed(signals), reversed(psis), strict=True):
+            torch.mul(delta, psi, out=product)
+            if rule.alpha_pre != 1.0:
+                product.mul_(rule.alpha_pre)
+            torch.add(product, folded, alpha=float(rule.lambda_pre), out=folded)
+            if rule.alpha_post:
+                torch.add(folded, factor, alpha=rule.noncausal_scale, out=factor)
+            else:
+                factor.copy_(folded)
+        return total, folded
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """What the backward pass needs to know of K steps of a neuron. Holds no tensor of the graph, only edges upstream.
+
+    Attributes:
+        name: The neuron.
+        session: What all parts of the learner share.
+        span: Of which sequence the steps are, and which of them.
+        response: What the neuron did.
+        inputs: The synapses that feed it.
+        posts: The postsynaptic side, by rule.
+        psi_carries: psi(v) if psi carries the learning signal to the layer below; None if the neuron's surrogate does.
+        boundaries: Marks of the nodes at which the walk to the synapses ended.
+        used: Whether a backward pass has come by.
+    """
+
+    name: str
+    session: Session
+    span: Span
+    response: Response
+    inputs: list[SynapticInput]
+    posts: dict[STLLRRule, PostFactors]
+    psi_carries: Tensor | None
+    boundaries: Sequence[Mark] = ()
+    used: bool = False
+
+    @property
+    def together(self) -> bool:
+        """Whether several steps ran at once."""
+        return self.span.window is not None
+
+    # The gradients.
+
+    def gradients(
+        self, deltas: list[Tensor | None]
+    ) -> tuple[list[Tensor | None], list[Tensor | None], list[Tensor | None]]:
+        """Gradients of the links, of the synapses' weights and of other parameters, from dL/d(output), masked."""
+        response = self.response
+        signal, states = response.split(deltas)
+        weights = self._weight_gradients(signal, states)
+        links, parameters = response.carry(signal, self.psi_carries, states)
+        self._tell_probes(links)
+        return links, weights, parameters
+
+    def spike_gradients(self, delta: Tensor, *, causal: bool = True, noncausal: bool = True) -> list[Tensor | None]:
+        """``sum_b delta_i e_ij`` for every input's weight, or of one of its two terms; delta as the spikes."""
+        response = self.response
+        signal, states = response.split([delta if i == response.spikes else None for i in range(response.count)])
+        return self._weight_gradients(signal, states, causal=causal, noncausal=noncausal)
+
+    def _weight_gradients(
+        self, signal: Tensor | None, states: list[Tensor | None], *, causal: bool = True, noncausal: bool = True
+    ) -> list[Tensor | None]:
+        response = self.response
+        weights: list[Tensor | None] = [None] * len(self.inputs)
+        folds = self.session.fold_steps > 1 and not self.together and signal is not None and self._is_running()
+        shown = signal if signal is None or response.gain is None else signal * response.gain
+        silent = all(state is None for state in states)
+        for rule in dict.fromkeys(synaptic.rule for synaptic in self.inputs):
+            members = [i for i, synaptic in enumerate(self.inputs) if synaptic.rule == rule]
+            post = self.posts.get(rule)
+            first = second = None
+            if shown is not None and post is not None:
+                given = shown.to(post.psi.dtype)
+                if silent and self.together and self._direct(members):
+                    total, of_trace = post.both(given)
+                    for i in members:
+                        product = self.inputs[i].product(total, of_trace)
+                        weights[i] = product if response.slope is None else product.mul_(response.slope)
+                    del total  # of the size of all steps, and the gradient that is carried on is another one
+                    continue
+                first = post.causal(given) if causal else None
+                second = post.noncausal(given) if noncausal else None
+            of_first = self._pulled(first, states, members)
+            of_second = self._pulled(second, [None] * len(states), members)
+            for i in members:
+                gradient = self._folded if folds else SynapticInput.gradient
+                weights[i] = gradient(self.inputs[i], of_first.get(i), of_second.get(i))
+        return weights
+
+    def _is_running(self) -> bool:
+        """Whether this step is the one that runs now, so that those after it are still to come."""
+        running = self.session.sequence
+        return self.span.sequence.number == running.number and self.span.step == running.clock
+
+    def _folded(self, synaptic: SynapticInput, causal: Tensor | None, noncausal: Tensor | None) -> Tensor | None:
+        """The gradient of ``fold_steps`` steps at once: none until the last of them, or of the sequence."""
+        last = self.span.sequence.ends_at(self.span.step)
+        if last is None:
+            raise StateError(
+                f"fold_steps={self.session.fold_steps} keeps gradients back until the last step of a sequence at most, "
+                "and its length is not known. Pass num_steps to the learner, or to learner.reset() before each "
+                "sequence."
+            )
+        call, edge, trace = synaptic.call, synaptic.edge, synaptic.trace
+        assert trace is not None
+        call.site.check_input(call)
+        gradient = None
+        if edge.interrupted or (edge.waiting is not None and not edge.waiting.takes(self.span.step, trace)):
+            gradient = edge.gradient_of_waiting()
+        if edge.waiting is None:
+            edge.waiting = WaitingSteps(self.session.fold_steps, float(synaptic.rule.lambda_pre))
+        edge.waiting.add(
+            call,
+            self.span.step,
+            trace,
+            None if causal is None else causal[0],
+            None if noncausal is None else noncausal[0],
+        )
+        if last or edge.waiting.full:
+            more = edge.gradient_of_waiting()
+            gradient = more if gradient is None else gradient if more is None else gradient + more
+        return synaptic.nothing() if gradient is None else gradient
+
+    # From u back to the synapses.
+
+    def _direct(self, members: list[int]) -> bool:
+        """Whether u is the plain sum of these synapses' outputs and others: a gradient of u is theirs as well."""
+        if not self.response.direct:
+            return False
+        before = [self.inputs[i] for i in members if self.inputs[i].inner is None]
+        if before and self.response.projects:
+            return False
+        return all(len(synaptic.nodes) == 1 and synaptic.nodes[0][1] for synaptic in before)
+
+    def _pulled(self, membrane: Tensor | None, states: list[Tensor | None], members: list[int]) -> dict[int, Tensor]:
+        """Carries gradients of u [K, B, ...] and of states to the outputs of the synapses, [K, B, ...]."""
+        if membrane is None and all(state is None for state in states):
+            return {}
+        roots, inner = self.response.pull(membrane, states)
+        pulled: dict[int, Tensor] = {}
+        outside = []
+        for i in members:
+            synaptic = self.inputs[i]
+            if synaptic.inner is not None:
+                found = inner[synaptic.inner]
+                if found is not None:
+                    pulled[i] = found
+            elif synaptic.skipped:
+                if membrane is not None:  # as at its other calls: u is the sum of the synapse's output and others
+                    pulled[i] = membrane if self.response.slope is None else membrane * self.response.slope
+            else:
+                outside += [(i, node, identity) for node, identity in synaptic.nodes]
+        for i, gradient in self._through(roots, outside):
+            count = len(self.inputs[i].x)
+            shaped = gradient.unsqueeze(0) if count == 1 else gradient.view(count, -1, *gradient.shape[1:])
+            pulled[i] = shaped if i not in pulled else pulled[i] + shaped
+        return pulled
+
+    def _through(
+        self, roots: Sequence[tuple[GradientEdge, Tensor]], targets: Sequence[tuple[int, Node, bool]]
+    ) -> list[tuple[int, Tensor]]:
+        """Carries gradients through what lies between the neuron and the synapses: batch norm, pooling, sums.
+
+        It is differentiated by autograd. Where it is the identity, which is the common case, nothing is computed.
+
+        Args:
+            roots: Edges and their gradients.
+            targets: The number of an input, a node that tags its output, and whether that is added to the root.
+        """
+        if not roots or not targets:
+            return []
+        plain = len(roots) == 1 and roots[0][0] is self.response.root
+        if plain and all(identity for _, _, identity in targets):
+            return [(i, roots[0][1]) for i, _, _ in targets]
+        shortcut = [(i, roots[0][1]) for i, _, identity in targets if plain and identity]
+        through = [(i, node) for i, node, identity in targets if not (plain and identity)]
+        with nested([*self.boundaries, *(mark for synaptic in self.inputs for mark in synaptic.marks)]):
+            gradients = torch.autograd.grad(
+                [edge for edge, _ in roots],
+                [GradientEdge(node, 0) for _, node in through],
+                [gradient for _, gradient in roots],
+                retain_graph=True,
+                allow_unused=True,
+            )
+        found = [(i, gradient) for (i, _), gradient in zip(through, gradients, strict=True) if gradient is not None]
+        return shortcut + found
+
+    def _tell_probes(self, links: list[Tensor | None]) -> None:
+        """Tells synapses that are being probed what is sent back to them."""
+        targets = [
+            (i, node, identity)
+            for i, synaptic in enumerate(self.inputs)
+            if synaptic.call.site.probes > 0
+            for node, identity in synaptic.nodes
+        ]
+        if not targets:
+            return
+        nodes = {(i, id(node)): node for i, node, _ in targets}
+        for edge, gradient in self.response.sent(links):
+            for (i, key), node in nodes.items():
+                identity = next(same for j, other, same in targets if j == i and id(other) == key)
+                for _, found in self._through([(edge, gradient)], [(i, node, identity)]):
+                    mark = mark_of(node)
+                    assert mark is not None
+                    mark.call.expect(found)
+
+    # What autograd keeps for us.
+
+    def give_up(self) -> list[Tensor | None]:
+        """Hands over inputs and psi, for autograd to keep: it lets go of them as soon as they are not needed."""
+        if not self.together:
+            return []
+        given: list[Tensor | None] = [self.psi_carries]
+        self.psi_carries = None
+        for post in self.posts.values():
+            given.append(post.psi)
+            post.psi = GIVEN_UP
+        for synaptic in self.inputs:
+            given.append(synaptic.x)
+            synaptic.x = GIVEN_UP
+        return given
+
+    def take_back(self, given: Sequence[Tensor | None]) -> None:
+        """Puts back what :meth:`give_up` gave."""
+        if not self.together:
+            return
+        kept = iter(given)
+        self.psi_carries = next(kept)
+        for post in self.posts.values():
+            post.psi = next(kept)  # type: ignore[assignment]
+        for synaptic in self.inputs:
+            synaptic.x = next(kept)  # type: ignore[assignment]

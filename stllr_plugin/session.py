@@ -1,0 +1,82 @@
+"""What all parts of an attached learner share: whether the rule acts now, the settings, the clock and the counters."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from stllr_plugin.clock import Clock
+from stllr_plugin.supervision import OpenWindow, Sequence, Span, Supervision
+
+
+class Session:
+    """The bottom of a learner. It knows nobody above it; everybody above may hold it.
+
+    Attributes:
+        model: The attached model.
+        supervision: Which steps are supervised; the running sequence.
+        enabled: Whether the rule is switched on.
+        window: The time steps that run at once, while they do; neurons then do no bookkeeping of their own.
+        trial: Whether a few steps are only tried out, which hooks that count should not count.
+        fold_steps: How many steps' gradients are put into ``.grad`` together; 1 puts them there at once.
+        product_dtype: In which the weights' gradients are multiplied; None for at least float32.
+        captures: How many gradients of the rule were delivered since the last update.
+        time: The model's clock.
+    """
+
+    def __init__(
+        self, model: nn.Module, supervision: Supervision, fold_steps: int, product_dtype: torch.dtype | None
+    ) -> None:
+        """See the class."""
+        self.model = model
+        self.supervision = supervision
+        self.fold_steps = fold_steps
+        self.product_dtype = product_dtype
+        self.enabled = True
+        self.window: OpenWindow | None = None
+        self.trial = False
+        self.captures = 0
+        self.time = Clock(supervision)
+        self._orders = 0
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether the rule acts on calls now: enabled, the model in training mode, gradients enabled.
+
+        The mode is the model's own, not each layer's: a layer put into eval() alone (to freeze its batch norm) must not
+        fall back to other gradients in silence.
+        """
+        return self.enabled and self.model.training and torch.is_grad_enabled()
+
+    @property
+    def sequence(self) -> Sequence:
+        """The running sequence."""
+        return self.supervision.sequence
+
+    @property
+    def clock(self) -> int:
+        """Index of the time step that runs or ran last; -1 before the first."""
+        return self.supervision.sequence.clock
+
+    def span(self, step: int) -> Span:
+        """What decides about a step that runs now, or about those that run at once."""
+        return Span(self.sequence, step, self.window)
+
+    def needs_graph(self, step: int) -> bool:
+        """Whether any sample is supervised at this step, as far as can be known while it runs."""
+        return self.sequence.needs_graph(step) if self.window is None else self.window.supervised
+
+    def next_order(self) -> int:
+        """Number of the next synapse call."""
+        self._orders += 1
+        return self._orders
+
+    def count_capture(self) -> None:
+        """Notes that a gradient of the rule was delivered."""
+        self.captures += 1
+
+
+def several_processes() -> bool:
+    """Whether several processes train together."""
+    dist = torch.distributed
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

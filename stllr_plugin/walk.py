@@ -1,0 +1,79 @@
+"""The walk over the graph of a step: from a membrane back to the synapse calls that feed it."""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd.graph import Node
+
+from stllr_plugin.calls import SynapseCall
+from stllr_plugin.marks import Mark, StepsTaken, mark_of
+
+# A tag that was reached: its node, its call, and whether the root depends on it through additions alone.
+Found = tuple[Node, SynapseCall, bool]
+
+
+def find_calls(root: Node, output_shape: torch.Size) -> tuple[list[Found], list[Mark]]:
+    """Walks the graph of one step from the membrane (or a neuron's input) back to the synapse calls that feed it.
+
+    Args:
+        root: Graph node of the membrane.
+        output_shape: The membrane's shape.
+
+    Returns:
+        For each tag that was reached: its node, its call, and whether the membrane depends on it through additions
+        alone (so that du/d(output) is the identity). The walk goes on behind a synapse, for layers without a neuron in
+        between; it ends at the outputs of other neurons. Second, the marks of the nodes at which it ended.
+    """
+    found: list[Found] = []
+    boundaries: list[Mark] = []
+    seen: set[Node] = set()
+    tangled = False
+    stack: list[tuple[Node, bool]] = [(root, True)]
+    while stack:
+        node, identity = stack.pop()
+        if node in seen:
+            tangled = True  # two paths lead here: their sum is not the identity
+            continue
+        seen.add(node)
+        mark = mark_of(node)
+        if mark is not None:
+            call: SynapseCall | None = mark.call
+            if call is not None:
+                found.append((node, call, identity and call.output_shape == output_shape))
+                identity = False  # a synapse behind this one reaches the membrane through its weight
+            if mark.ends:
+                boundaries.append(mark)
+                continue
+        name = type(node).__name__  # not node.name(): a user's Function may have an attribute of that name
+        for position, (following, _) in enumerate(node.next_functions):
+            if following is None or type(following).__name__ == "AccumulateGrad":
+                continue
+            adds = (name == "AddBackward0" and (position == 0 or node._saved_alpha == 1)) or (  # type: ignore[attr-defined]
+                name == "SubBackward0" and position == 0
+            )
+            stack.append((following, identity and adds))
+    if tangled:
+        found = [(node, call, False) for node, call, _ in found]
+    found.sort(key=lambda item: item[1].order)
+    return found, boundaries
+
+
+def records_behind(root: Node) -> tuple[list[StepsTaken], bool]:
+    """The steps of neurons whose outputs a tensor was made from, and whether parameters took part on the way."""
+    records: list[StepsTaken] = []
+    parameters = False
+    seen: set[Node] = set()
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        mark = mark_of(node)
+        if mark is not None and mark.ends:
+            if mark.record is not None:
+                records.append(mark.record)
+            continue
+        parameters = parameters or type(node).__name__ == "AccumulateGrad"
+        stack.extend(following for following, _ in node.next_functions if following is not None)
+    return records, parameters

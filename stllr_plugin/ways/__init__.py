@@ -1,0 +1,1 @@
+"""Ways of use: whole sequences, one step at a time or several at once, and backward passes from within."""

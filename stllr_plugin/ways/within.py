@@ -1,0 +1,45 @@
+"""Hooks and checks that ``online`` and ``two_pass`` share: both run backward passes from within the forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from stllr_plugin.errors import StateError
+from stllr_plugin.hooks import Hook, eager
+from stllr_plugin.network import Network
+from stllr_plugin.session import several_processes
+
+
+def refuse_several_processes(what: str) -> None:
+    """Raises StateError where several processes train together."""
+    if several_processes():
+        raise StateError(
+            f"{what} runs backward passes inside the forward pass, where DistributedDataParallel does not average "
+            "gradients. With several processes call loss.backward() at each step outside of forward, under no_sync() "
+            "for all but the last."
+        )
+
+
+def refuse_disabled(network: Network, what: str) -> None:
+    """Raises StateError if the rule is switched off."""
+    if not network.session.enabled:
+        raise StateError(f"{what} trains with the rule, but the learner is disabled; call learner.enable() first.")
+
+
+class StepAction(Hook):
+    """Calls a function with (module, args, output); what it returns replaces the output."""
+
+    refuses = False
+
+    def __init__(self, act: Callable[[nn.Module, Any, Any], Any]) -> None:
+        """Args: the function."""
+        super().__init__("output")
+        self.act = act
+
+    @eager
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """See the class."""
+        return self.act(module, args, output)
