@@ -1,0 +1,6 @@
+"""``learner.verify``: a user's own model on one batch, against a slow computation that shares nothing with the fast one."""
+
+from stllr_plugin.verify.check import verify
+from stllr_plugin.verify.result import Row, Verification, VerificationError
+
+__all__ = ["Row", "Verification", "VerificationError", "verify"]
