@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,9 @@ from stllr_plugin.traces import EdgeTraces, NeuronTraces
 from stllr_plugin.windows import RunResult
 from stllr_plugin.windows import run as run_windows
 from stllr_plugin.windows.window import Window
+
+if TYPE_CHECKING:
+    from stllr_plugin.verify import Verification
 
 _STATE_KEY = "stllr"
 
@@ -867,6 +870,19 @@ class STLLRLearner(OptimizerFacade):
                 **({} if self.run_notes is None else {"run": self.run_notes}),
             },
         )
+
+    def verify(self, inputs: Any, loss_fn: Callable[..., Tensor | None], **options: Any) -> Verification:
+        """Compares this model's gradients on one batch with a slow, independent computation; print the result.
+
+        Options are those of :func:`stllr_plugin.verify.verify`. Everything stays as it was: model, gradients, states.
+        """
+        from stllr_plugin.verify import verify  # seldom needed
+
+        options = {"supervise_last": self.supervision.last, "learning_signal": self.learning_signal, **options}
+        options.setdefault("exclude", [name for name, _ in self._plan.excluded])
+        attached = self if self._attached else None
+        rules = {"rule": self._plan.rule, "layer_rules": self._plan.rules}
+        return verify(self.model, inputs, loss_fn, attached=attached, **{**rules, **options})
 
     def traces(self) -> dict[str, dict[str, Tensor | None]]:
         """The running traces by edge name: "pre" (shape of the synapse's input) and "post" (of the neuron), or None."""

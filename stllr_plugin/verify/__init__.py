@@ -1,4 +1,4 @@
-"""``learner.verify``: a user's own model on one batch, against a slow computation that shares nothing with the fast one."""
+"""``learner.verify``: the user's own model, on one batch, against a slow computation that shares no code with it."""
 
 from stllr_plugin.verify.check import verify
 from stllr_plugin.verify.result import Row, Verification, VerificationError

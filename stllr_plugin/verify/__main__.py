@@ -73,7 +73,9 @@ def _made(factory: str) -> dict[str, Any]:
     except ModuleNotFoundError as error:
         if error.name != module.partition(".")[0] and error.name != module:
             raise
-        raise _UsageError(f"There is no module {module!r} here; run the command from the folder that it is in.") from error
+        raise _UsageError(
+            f"There is no module {module!r} here; run the command from the folder that it is in."
+        ) from error
     if not callable(function):
         raise _UsageError(f"Module {module!r} has no function {name!r}.")
     made = function()
@@ -81,7 +83,7 @@ def _made(factory: str) -> dict[str, Any]:
         return made
     if not isinstance(made, tuple) or not 3 <= len(made) <= 4:
         raise _UsageError(
-            f"{factory} returned {type(made).__name__}; expected (model, inputs, loss_fn) or (model, inputs, loss_fn, rule)."
+            f"{factory} returned {type(made).__name__}; expected (model, inputs, loss_fn[, rule]) or a dict."
         )
     return dict(zip(_NAMES, made, strict=False))
 

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from stllr_plugin.learner import STLLRLearner
 
 
-
-
 # The rule without traces, whose gradient is that of autograd within each step.
 _PLAIN = STLLRRule(alpha_pre=1.0, lambda_pre=0.0, alpha_post=0.0, lambda_post=0.0, psi=None, propagate="surrogate")
 
@@ -50,7 +48,7 @@ def verify(
     num_steps: int | None = None,
     attached: STLLRLearner | None = None,
 ) -> Verification:
-    """Compares the gradients that a learner gives a model, on one batch, with those of a slow computation of another kind.
+    """Compares the gradients that a learner gives a model, on one batch, with those of a slow, independent computation.
 
     The model may be attached or not, and in the middle of a sequence: everything runs on copies, in float64 where the
     model can. Nothing of the model, its gradients, its states or the random generators is different afterwards.
@@ -217,7 +215,11 @@ class _Job:
                 warnings.simplefilter("ignore", STLLRWarning)
                 options = {"supervise_last": self.supervise_last, "exclude": self.exclude}
                 with STLLRLearner(
-                    twin, rule=rule, layer_rules=layer_rules, learning_signal="bp", **options  # type: ignore[arg-type]
+                    twin,
+                    rule=rule,
+                    layer_rules=layer_rules,
+                    learning_signal="bp",
+                    **options,  # type: ignore[arg-type]
                 ) as learner:
                     learner.reset(num_steps=drive.num_steps)
                     self.put_back()

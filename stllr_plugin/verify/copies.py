@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from stllr_plugin.hooks import remove_hooks
 from stllr_plugin.neurons import find_adapter, find_keeper
+from stllr_plugin.verify.parametrized import separate
 from stllr_plugin.verify.result import VerificationError
 
 
@@ -40,6 +41,7 @@ def fresh_copy(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
             f"{type(error).__name__}: {error}. Keep what cannot be copied outside of the model, or call "
             "learner.reset() before."
         ) from error
+    separate(model, twin)
     remove_hooks(twin)
     twin.zero_grad(set_to_none=True)
     if not twin.training:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -57,7 +56,7 @@ def in_float64() -> Iterator[Callable[[Any], Any]]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with _Float64():  # type: ignore[no-untyped-call]
+        with _Float64():
             yield lambda value: map_tensors(value, _wide)
     finally:
         torch.set_default_dtype(before)

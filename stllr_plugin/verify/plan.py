@@ -29,9 +29,10 @@ def layers_without_hooks(model: nn.Module, exclude: tuple[str, ...]) -> list[Row
         kind = find_synapse(module)
         if find_adapter(module) is None and (kind is None or not kind.trainable(module)):
             continue
-        if not any(isinstance(hook, Hook) for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())):
+        hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+        if not any(isinstance(hook, Hook) for hook in hooks):
             advice = (
-                f"this {type(module).__name__} is not known to the learner: it was put into the model after the learner "
+                f"this {type(module).__name__} is not known to the learner: it came into the model after the learner "
                 "had attached, and follows no rule. Build the learner anew: learner.detach(), then STLLRLearner(...)"
             )
             rows.append(Row("model", name, None, "FAILED", advice))

@@ -1,7 +1,7 @@
 """Finds spiking neurons that nobody told the learner about, by trying: what jumps although its gradient is smooth?
 
-A spike function hands on a derivative that is not its own. So a small change of a layer's output changes nothing behind the
-function, although autograd says that it should; and a large one makes the result jump from one value to another one.
+A spike function hands on a derivative that is not its own. So a small change of a layer's output changes nothing behind
+the function, although autograd says that it should; and a large one makes the result jump from one value to another.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """One forward pass in plain torch, written down call by call, with the graph cut behind every synapse and neuron.
 
-The pieces of graph between the cuts are those of one time step each. Going back over the calls, a gradient is handed from
-piece to piece, and never to a piece of another time step. Nothing here comes from what the learner does when it trains:
-only the adapters say which module is a neuron, what it compared with its threshold, and which of its arguments are states.
+The pieces of graph between the cuts are those of one time step each. Going back over the calls, a gradient is handed
+from piece to piece, and never to a piece of another time step. Nothing here comes from what the learner does when it
+trains: only the adapters say which module is a neuron, what it compared with its threshold, and which of its arguments
+are states.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,7 +54,6 @@ class SynapseCall:
         output: Where its output was cut off.
         weights: The trainable parameters behind its weight.
         again: Runs the synapse on another input, in the graph of these parameters.
-        recurrent: Whether it ran inside a neuron.
     """
 
     name: str
@@ -128,9 +129,7 @@ class Tape:
         return [call for call in self.calls if isinstance(call, SynapseCall)]
 
 
-def record(
-    model: nn.Module, drive: Drive, clock: Clock, left_alone: set[str], supervised: range | None = None
-) -> Tape:
+def record(model: nn.Module, drive: Drive, clock: Clock, left_alone: set[str], supervised: range | None = None) -> Tape:
     """Runs a batch through a copy of the model.
 
     Args:
@@ -334,9 +333,7 @@ class _WatchedNeuron:
         spikes = None if step.spikes is None else cuts.pop(id(step.spikes))
         layer = self._layer(number, list(onwards.values()))
         states = list(cuts.values())
-        call = NeuronCall(
-            self.name, module, self.adapter, layer, decided, step, spikes, states, agrees, number, order
-        )
+        call = NeuronCall(self.name, module, self.adapter, layer, decided, step, spikes, states, agrees, number, order)
         self.recorder.tape.calls.append(call)
         self.tap.clear()
         return result
@@ -404,7 +401,7 @@ class _OwnWeights(TorchFunctionMode):
     """Notes a neuron's ``linear`` calls on weights that it holds itself."""
 
     def __init__(self, neuron: _WatchedNeuron) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.neuron = neuron
 
     def __enter__(self) -> Any:
@@ -429,11 +426,15 @@ class _OwnWeights(TorchFunctionMode):
                         args[0],
                         func(*args, **kwargs),
                         _parameters_of(neuron.module, weight_name),
-                        lambda other: functional.linear(other, weight),
+                        partial(_linear, weight),
                     )
                     neuron.tap.currents.append(output)
                     return output
         return func(*args, **kwargs)
+
+
+def _linear(weight: Tensor, x: Tensor) -> Tensor:
+    return functional.linear(x, weight)
 
 
 def _parameters_of(module: nn.Module, name: str) -> list[nn.Parameter]:

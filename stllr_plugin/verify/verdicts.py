@@ -17,14 +17,13 @@ _FLOOR = {torch.float64: 1e-8, torch.float32: 1e-4}
 _ADVICE = {
     "forward": "with a learner attached the model computes another loss. Look for something that is not the same from "
     "run to run (random numbers not from torch, counters, files), or that reads the modules' hooks",
-    "plain": "with a rule without traces its gradient must be autograd's with states detached between steps, and is not. "
-    "Either the layer or neuron computes something else than its class does elsewhere (a forward, fire or weight of its "
-    "own: use torch.nn.utils.parametrize, or an adapter), or a graph is carried from step to step (detach it), or "
-    "the learner is wrong: then please report it with this table",
-    "rule": "its gradient is not what the rule gives when it is written out from inputs, membranes and learning signals. "
-    "If the same line under 'plain' is ok, traces, psi or the rule of this layer (layer_rules, report()) are the place "
-    "to look; if a layer or neuron was changed after the learner was built, build the learner anew; else please "
-    "report it with this table",
+    "plain": "with a rule without traces its gradient must be autograd's with states detached between steps. Either "
+    "the layer or neuron computes something else than its class (a forward, fire or weight of its own: use "
+    "torch.nn.utils.parametrize, or an adapter), or a graph is carried from step to step (detach it), or the learner "
+    "is wrong: then please report it with this table",
+    "rule": "its gradient is not what the rule gives, written out from inputs, membranes and learning signals. If the "
+    "same line under 'plain' is ok, look at psi, traces and the rule of this layer (layer_rules, report()); if a layer "
+    "or neuron was changed after the learner was built, build the learner anew; else please report it with this table",
 }
 
 
@@ -89,8 +88,8 @@ def rows_without_gradient(
     for name in silent:
         if name in reached:
             advice = (
-                "it learns nothing: what it does reaches the loss at later time steps only (a delay, spikes of the step "
-                "before, an initial state), and the rule passes no signal between steps. Let its output reach the loss "
+                "it learns nothing: what it does reaches the loss at later time steps only (a delay, spikes of the "
+                "step before, an initial state), and the rule passes no signal between steps. Let it reach the loss "
                 "within the step, freeze it, or use a learning signal that reaches each layer directly"
             )
             rows.append(Row("plain", name, None, "FAILED", advice))
@@ -110,7 +109,7 @@ def rows_of_jumps(jumps: list[Jump]) -> list[Row]:
             advice = (
                 f"between layer {jump.synapse!r} and {_target(jump)} something jumps between two values although its "
                 f"gradient is smooth{names}: a spiking neuron that the learner takes for a plain function. Give it an "
-                "adapter (three lines, see 'How to add a neuron adapter' in CONTRIBUTING.md), or name it in exclude=[...]"
+                "adapter (three lines, see 'How to add a neuron adapter' in CONTRIBUTING.md), or name it in exclude"
             )
             rows.append(Row("model", where, None, "FAILED", advice))
         else:

@@ -12,7 +12,7 @@ du/do is autograd's, through whatever lies between; do/dW is that of the layer's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -87,7 +87,8 @@ class WrittenOut:
         self.synaptic = {weight for call in tape.synapse_calls for weight in call.weights}
         self.result = Gradients()
         self.total: dict[Cut, Tensor] = {}  # what has arrived at each cut
-        self.plain: dict[Cut, Tensor] = {}  # the part of it that no neuron sent
+        self.direct: dict[Cut, Tensor] = {}  # the part of it that came from the loss without passing a neuron
+        self.linear: dict[str, str | None] = {}  # answers of not_linear, by synapse
         self.edges: dict[NeuronCall, list[_Edge]] = {}
         if rule_of is not None:
             self._make_traces()
@@ -96,7 +97,8 @@ class WrittenOut:
         """The gradient of each parameter."""
         cuts = [cut for call in self.tape.calls for cut in _cuts(call)]
         counted = [cut for cut in cuts if self._counts(cut)]
-        self._send([self.tape.loss], [torch.ones_like(self.tape.loss)], counted, self.parameters, self.plain)
+        self._send([self.tape.loss], [torch.ones_like(self.tape.loss)], counted, self.parameters, self.total)
+        self.direct = dict(self.total)
         self.result.beside = set(self.result.of)
         for call in reversed(self.tape.calls):
             if not any(cut in self.total for cut in _cuts(call)):
@@ -122,16 +124,14 @@ class WrittenOut:
         outputs: Sequence[Tensor],
         gradients: Sequence[Tensor],
         cuts: Sequence[Cut],
-        parameters: Iterable[nn.Parameter],
-        also: dict[Cut, Tensor] | None = None,
+        parameters: Sequence[nn.Parameter],
+        store: dict[Cut, Tensor],
     ) -> set[nn.Parameter]:
         """Carries gradients to cuts and parameters; returns the parameters that they reach."""
-        parameters = list(parameters)
         found = pull(outputs, gradients, [*(cut.leaf for cut in cuts), *parameters])
         for cut, gradient in zip(cuts, found[: len(cuts)], strict=True):
             if gradient is not None:
-                for store in (self.total,) if also is None else (self.total, also):
-                    store[cut] = gradient if cut not in store else store[cut] + gradient
+                store[cut] = gradient if cut not in store else store[cut] + gradient
         reached = set()
         for parameter, gradient in zip(parameters, found[len(cuts) :], strict=True):
             self.result.add(parameter, gradient)
@@ -141,13 +141,14 @@ class WrittenOut:
 
     def _through_synapse(self, call: SynapseCall, before: list[Cut]) -> None:
         output = call.output
-        if self.rule_of is None:
-            self._send([output.value], [self.total[output]], before, self.parameters, self.plain)
-            return
-        others = [p for p in self.parameters if not any(p is weight for weight in call.weights)]
-        self._send([output.value], [self.total[output]], before, others, self.plain)
-        if output in self.plain:
-            self._send([output.value], [self.plain[output]], [], call.weights)
+        others = self.parameters
+        if self.rule_of is not None:  # its weight gets what neurons send by the rule, and the rest as it is
+            others = [p for p in self.parameters if not any(p is weight for weight in call.weights)]
+        self._send([output.value], [self.total[output]], before, others, self.total)
+        if output in self.direct:
+            self._send([output.value], [self.direct[output]], before, [], self.direct)
+            if self.rule_of is not None:
+                self._send([output.value], [self.direct[output]], [], call.weights, self.total)
 
     def _through_neuron(self, call: NeuronCall, before: list[Cut]) -> None:
         delta = None if call.spikes is None else self.total.get(call.spikes)
@@ -167,7 +168,7 @@ class WrittenOut:
                 if call.step.gain is not None and call.step.gain.requires_grad:
                     outputs.append((call.spikes.leaf.detach() != 0) * call.step.gain)
                     gradients.append(delta)
-        for parameter in self._send(outputs, gradients, before, self.parameters) & self.synaptic:
+        for parameter in self._send(outputs, gradients, before, self.parameters, self.total) & self.synaptic:
             self.result.bypassing[parameter] = call.name
 
     # The rule.
@@ -216,14 +217,12 @@ class WrittenOut:
         Calls of one synapse on one input count once; the number tells calls on different inputs apart.
         """
         candidates = [
-            other
-            for other in self.tape.synapse_calls
-            if self._may_reach(call, other.output) and other.weights
+            other for other in self.tape.synapse_calls if self._may_reach(call, other.output) and other.weights
         ]
-        found = pull([call.decided], [torch.ones_like(call.decided)], [c.output.leaf for c in candidates])
+        found = self._pull_to_synapses(call, [call.decided], [torch.ones_like(call.decided)])
         feeding: dict[tuple[str, int], list[SynapseCall]] = {}
-        for other, gradient in zip(candidates, found, strict=True):
-            if gradient is None:
+        for other in candidates:
+            if other.output not in found:
                 continue
             number = 0
             while (key := (other.name, number)) in feeding and not torch.equal(feeding[key][0].x, other.x):
@@ -231,33 +230,51 @@ class WrittenOut:
             feeding.setdefault(key, []).append(other)
         return feeding
 
+    def _pull_to_synapses(
+        self, call: NeuronCall, outputs: Sequence[Tensor], gradients: Sequence[Tensor]
+    ) -> dict[Cut, Tensor]:
+        """Gradients at the outputs of all synapses of this step that lead to a neuron without passing another one.
+
+        One synapse may lie behind another: the second is then between the first and the neuron, as a norm might be.
+        """
+        synapses = [other for other in self.tape.synapse_calls if self._may_reach(call, other.output)]
+        arrived: dict[Cut, Tensor] = {}
+        self._send(outputs, gradients, [other.output for other in synapses], [], arrived)
+        for other in reversed(synapses):
+            if other.output in arrived:
+                earlier = [one.output for one in synapses if one.output.order < other.output.order]
+                self._send([other.output.value], [arrived[other.output]], earlier, [], arrived)
+        return arrived
+
     def _eligibilities(
         self, call: NeuronCall, delta: Tensor | None, states: list[Tensor], state_gradients: list[Tensor]
     ) -> None:
+        of_states = self._pull_to_synapses(call, states, state_gradients)
         for edge in self.edges[call]:
+            at_trace: dict[Cut, Tensor] = {}
+            at_input: dict[Cut, Tensor] = {}
+            rule = edge.rule
+            if delta is not None:
+                scaled = delta * _gain(call)
+                causal = rule.alpha_pre * scaled * psi_of(rule, call)
+                at_trace = self._pull_to_synapses(call, [call.decided], [causal])
+                if edge.post is not None and rule.alpha_post != 0.0:
+                    late = rule.lambda_post if rule.convention == "paper" else 1.0
+                    noncausal = rule.alpha_post * late * scaled * edge.post.to(scaled)
+                    at_input = self._pull_to_synapses(call, [call.decided], [noncausal])
             for synapse in edge.calls:
                 if call.adapter.delayed:
                     self._leave(synapse, f"what neuron {call.name!r} gets at a step acts on its membrane a step later")
                     continue
-                out = synapse.output.leaf
-                at_trace: Tensor | None = None
-                at_input: Tensor | None = None
-                if delta is not None:
-                    scaled = delta * _gain(call)
-                    (at_trace,) = pull([call.decided], [edge.rule.alpha_pre * scaled * psi_of(edge.rule, call)], [out])
-                    if edge.post is not None and edge.rule.alpha_post != 0.0:
-                        late = edge.rule.lambda_post if edge.rule.convention == "paper" else 1.0
-                        factor = edge.rule.alpha_post * late * scaled * edge.post.to(scaled)
-                        (at_input,) = pull([call.decided], [factor], [out])
-                (of_states,) = pull(states, state_gradients, [out])
-                if of_states is not None:
-                    at_trace = of_states if at_trace is None else at_trace + of_states
-                for x, g in ((edge.trace, at_trace), (synapse.x, at_input)):
-                    if g is not None:
-                        self._weight_gradient(synapse, x.to(synapse.x), g)
+                for x, sources in ((edge.trace, (at_trace, of_states)), (synapse.x, (at_input,))):
+                    for source in sources:
+                        if synapse.output in source:
+                            self._weight_gradient(synapse, x.to(synapse.x), source[synapse.output])
 
     def _weight_gradient(self, synapse: SynapseCall, x: Tensor, g: Tensor) -> None:
-        problem = not_linear(synapse)
+        if synapse.name not in self.linear:
+            self.linear[synapse.name] = not_linear(synapse)
+        problem = self.linear[synapse.name]
         if problem is not None:
             self._leave(synapse, problem)
             return
@@ -279,7 +296,9 @@ def _gain(call: NeuronCall) -> Tensor | float:
 
 def pull(outputs: Sequence[Tensor], gradients: Sequence[Tensor], to: Sequence[Tensor]) -> list[Tensor | None]:
     """Carries gradients of outputs back to tensors; None where no path leads."""
-    pairs = [(out, g.to(out.dtype).expand_as(out)) for out, g in zip(outputs, gradients, strict=True) if out.requires_grad]
+    pairs = [
+        (out, g.to(out.dtype).expand_as(out)) for out, g in zip(outputs, gradients, strict=True) if out.requires_grad
+    ]
     if not pairs or not to:
         return [None] * len(to)
     ends, sent = zip(*pairs, strict=True)
