@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stllr_plugin.verify.tape import NeuronCall, SynapseCall, Tape
-from stllr_plugin.verify.written_out import pull
+from stllr_plugin.verify.written_out import pull_to_synapses
 
 Prepare = Callable[[nn.Module], None]  # changes a copy before it runs
 
@@ -78,10 +78,13 @@ def _value(tape: Tape, target: NeuronCall | None) -> Tensor:
 
 
 def _derivative(tape: Tape, call: SynapseCall, target: NeuronCall | None) -> Tensor | None:
-    """Of the target's sum, with respect to the layer's output."""
+    """Of the target's sum, with respect to the layer's output, past no neuron."""
     value = _value(tape, target)
-    (found,) = pull([value], [torch.ones_like(value)], [call.output.leaf])
-    return found
+    end = len(tape.calls) if target is None else target.order
+    between = [other for other in tape.synapse_calls if call.output.order <= other.output.order < end]
+    if target is not None:
+        between = [other for other in between if other.output.step == target.step_number]
+    return pull_to_synapses(between, [value], [torch.ones_like(value)]).get(call.output)
 
 
 def _try(
@@ -109,7 +112,7 @@ def _try(
     unit = torch.zeros_like(derivative).flatten()
     unit[derivative.abs().argmax()] = 1.0
     results = [before, *(after(size * unit.reshape(derivative.shape)) for size in _LARGE)]
-    moved = torch.stack([result - before for result in results]).flatten(1)
+    moved = torch.stack([(result - before).flatten() for result in results])
     levels = max(len(set(column)) for column in (moved / (moved.abs().max() + 1e-30)).round(decimals=9).t().tolist())
     end = len(tape.calls) if target is None else target.order
     modules = [name for order in range(call.output.order + 1, end + 1) for name in tape.between.get(order, [])]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from stllr_plugin.activations import Spike, resolve_psi
 from stllr_plugin.neurons.base import NeuronAdapter
 from stllr_plugin.rule import STLLRRule
+from stllr_plugin.synapses import find_synapse
 from stllr_plugin.verify.tape import Call, Cut, NeuronCall, SynapseCall, Tape
 
 RuleOf = Callable[[str, str], STLLRRule]  # of a synapse ("" for the neuron's own) and a neuron, by name
@@ -84,7 +85,8 @@ class WrittenOut:
         """See the class."""
         self.tape, self.rule_of, self.supervised, self.through_time = tape, rule_of, supervised, through_time
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.synaptic = {weight for call in tape.synapse_calls for weight in call.weights}
+        kinds = [(module, kind) for module in model.modules() if (kind := find_synapse(module)) is not None]
+        self.synaptic = {weight for module, kind in kinds for weight in kind.trainable(module)}
         self.result = Gradients()
         self.total: dict[Cut, Tensor] = {}  # what has arrived at each cut
         self.direct: dict[Cut, Tensor] = {}  # the part of it that came from the loss without passing a neuron
@@ -233,18 +235,9 @@ class WrittenOut:
     def _pull_to_synapses(
         self, call: NeuronCall, outputs: Sequence[Tensor], gradients: Sequence[Tensor]
     ) -> dict[Cut, Tensor]:
-        """Gradients at the outputs of all synapses of this step that lead to a neuron without passing another one.
-
-        One synapse may lie behind another: the second is then between the first and the neuron, as a norm might be.
-        """
+        """Gradients at the outputs of the synapses of this step that lead to a neuron without passing another one."""
         synapses = [other for other in self.tape.synapse_calls if self._may_reach(call, other.output)]
-        arrived: dict[Cut, Tensor] = {}
-        self._send(outputs, gradients, [other.output for other in synapses], [], arrived)
-        for other in reversed(synapses):
-            if other.output in arrived:
-                earlier = [one.output for one in synapses if one.output.order < other.output.order]
-                self._send([other.output.value], [arrived[other.output]], earlier, [], arrived)
-        return arrived
+        return pull_to_synapses(synapses, outputs, gradients)
 
     def _eligibilities(
         self, call: NeuronCall, delta: Tensor | None, states: list[Tensor], state_gradients: list[Tensor]
@@ -303,6 +296,33 @@ def pull(outputs: Sequence[Tensor], gradients: Sequence[Tensor], to: Sequence[Te
         return [None] * len(to)
     ends, sent = zip(*pairs, strict=True)
     return list(torch.autograd.grad(ends, list(to), sent, retain_graph=True, allow_unused=True))
+
+
+def pull_to_synapses(
+    synapses: Sequence[SynapseCall], outputs: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> dict[Cut, Tensor]:
+    """Carries gradients back to the outputs of synapse calls, past no neuron; unreached ones are missing.
+
+    One synapse may lie behind another: the second is then between the first and the neuron, as a norm might be.
+
+    Args:
+        synapses: Calls, in their order.
+        outputs: Where the gradients start.
+        gradients: The gradients.
+    """
+    arrived: dict[Cut, Tensor] = {}
+
+    def send(ends: Sequence[Tensor], sent: Sequence[Tensor], to: Sequence[SynapseCall]) -> None:
+        for call, gradient in zip(to, pull(ends, sent, [call.output.leaf for call in to]), strict=True):
+            if gradient is not None:
+                arrived[call.output] = arrived[call.output] + gradient if call.output in arrived else gradient
+
+    send(outputs, gradients, synapses)
+    for number, call in reversed(list(enumerate(synapses))):
+        if call.output in arrived:
+            earlier = [one for one in synapses[:number] if one.output.step == call.output.step]
+            send([call.output.value], [arrived[call.output]], earlier)
+    return arrived
 
 
 def psi_of(rule: STLLRRule, call: NeuronCall) -> Tensor:
