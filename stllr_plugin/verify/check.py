@@ -239,6 +239,9 @@ class _Job:
         twin = self.copy()
         tape = record(twin, drive, clock, left_alone, supervised)
         found = WrittenOut(tape, twin, rule_of, supervised, bool(left_alone)).run()
+        for name, parameter in twin.named_parameters():
+            if name.startswith(tuple(f"{part}." for part in left_alone)):  # left alone on request
+                found.bypassing.pop(parameter, None)
         return _Written(tape, twin, found, drive.by_steps or supervised is None)
 
     def _unchecked(self, side: _Written, written: _Written) -> dict[str, str]:

@@ -215,6 +215,11 @@ def find_clock(model: nn.Module, drive: Drive, num_steps: int | None) -> Clock:
     finally:
         for handle in handles:
             handle.remove()
+    if not calls:
+        raise VerificationError(
+            "No layer or neuron of the model ran. verify() runs copies of the model: forward= must run the model that "
+            "it is given, and a model must call its own modules, not those of another model that a function remembers."
+        )
     steps = num_steps or drive.num_steps or _likely_steps(neurons, drive.inputs)
     return Clock(steps, dict(calls), next((name for name, count in calls.items() if count == steps), None))
 

@@ -51,7 +51,7 @@ def find_jumps(tape: Tape, record_again: Callable[[Prepare], Tape]) -> list[Jump
     by_name: dict[str, list[SynapseCall]] = {}
     own = {f"{call.name}.{weight}".lstrip(".") for call in tape.neuron_calls for weight in call.adapter.weight_names}
     for call in tape.synapse_calls:
-        if call.name in own:  # nothing can stand between those and the membrane
+        if call.name in own or call.boundary:  # nothing can stand between those and the membrane
             continue
         by_name.setdefault(call.name, []).append(call)
     jumps = []

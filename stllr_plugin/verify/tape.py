@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from stllr_plugin.neurons import NeuronAdapter, find_adapter, find_keeper
-from stllr_plugin.neurons.base import MembraneTap, NeuronStep
+from stllr_plugin.neurons.base import MembraneTap, NeuronStep, map_tensors
 from stllr_plugin.synapses import find_synapse
 from stllr_plugin.verify.drive import Clock, Drive
 
@@ -54,6 +54,7 @@ class SynapseCall:
         output: Where its output was cut off.
         weights: The trainable parameters behind its weight.
         again: Runs the synapse on another input, in the graph of these parameters.
+        boundary: Whether it is no synapse but a module that is left alone, behind which no neuron looks for synapses.
     """
 
     name: str
@@ -61,6 +62,7 @@ class SynapseCall:
     output: Cut
     weights: list[nn.Parameter]
     again: Callable[[Tensor], Tensor]
+    boundary: bool = False
 
 
 @dataclass(eq=False)
@@ -165,10 +167,20 @@ class _Recorder:
             if id(module) not in hidden:
                 yield name, module
 
+    def modules_left_alone(self) -> Iterator[tuple[str, nn.Module]]:
+        hidden: set[int] = set()
+        for name, module in self.model.named_modules():
+            if name in self.left_alone and id(module) not in hidden:
+                hidden.update(id(child) for child in module.modules())
+                yield name, module
+
     @contextmanager
     def attached(self) -> Iterator[None]:
         handles: list[Any] = []
         undo: list[Callable[[], None]] = []
+        for name, module in self.modules_left_alone():
+            handles.append(module.register_forward_pre_hook(lambda m, args, name=name: self.count(name)))
+            handles.append(module.register_forward_hook(lambda m, args, output, name=name: self.boundary(name, output)))
         for name, module in self.attached_modules():
             adapter = find_adapter(module)
             if adapter is not None:
@@ -227,6 +239,19 @@ class _Recorder:
         # A copy of the input, which the user may change in place afterwards.
         self.tape.calls.append(SynapseCall(name, x.detach().clone(), cut, weights, again))
         return onwards
+
+    def boundary(self, name: str, output: Any) -> Any:
+        """Cuts all that a module gives out that is left alone."""
+        step = self.step_of(name)
+
+        def cut(tensor: Tensor) -> Tensor:
+            if not self.on or not tensor.requires_grad:
+                return tensor
+            cut, onwards = _cut(tensor, step, self.next_order())
+            self.tape.calls.append(SynapseCall(name, tensor.detach(), cut, [], lambda x: x, boundary=True))
+            return onwards
+
+        return map_tensors(output, cut)
 
 
 def _cut(value: Tensor, step: int, order: int) -> tuple[Cut, Tensor]:

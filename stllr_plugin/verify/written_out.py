@@ -147,7 +147,9 @@ class WrittenOut:
         if self.rule_of is not None:  # its weight gets what neurons send by the rule, and the rest as it is
             others = [p for p in self.parameters if not any(p is weight for weight in call.weights)]
         self._send([output.value], [self.total[output]], before, others, self.total)
-        if output in self.direct:
+        if call.boundary:  # what passes it is no longer a neuron's
+            self._send([output.value], [self.total[output]], before, [], self.direct)
+        elif output in self.direct:
             self._send([output.value], [self.direct[output]], before, [], self.direct)
             if self.rule_of is not None:
                 self._send([output.value], [self.direct[output]], [], call.weights, self.total)
@@ -181,6 +183,8 @@ class WrittenOut:
         pre: dict[tuple[str, int], dict[tuple[str, int], Tensor]] = {}
         posts: dict[tuple[object, ...], Tensor] = {}
         for call in self.tape.neuron_calls:
+            if call.adapter.delayed:
+                self._leave_own_weights(call)
             place = (call.name, call.layer)
             traces = pre.setdefault(place, {})
             fed = self._feeding(call)
@@ -256,9 +260,6 @@ class WrittenOut:
                     noncausal = rule.alpha_post * late * scaled * edge.post.to(scaled)
                     at_input = self._pull_to_synapses(call, [call.decided], [noncausal])
             for synapse in edge.calls:
-                if call.adapter.delayed:
-                    self._leave(synapse, f"what neuron {call.name!r} gets at a step acts on its membrane a step later")
-                    continue
                 for x, sources in ((edge.trace, (at_trace, of_states)), (synapse.x, (at_input,))):
                     for source in sources:
                         if synapse.output in source:
@@ -273,6 +274,13 @@ class WrittenOut:
             return
         for weight, gradient in zip(synapse.weights, pull([synapse.again(x)], [g], synapse.weights), strict=True):
             self.result.add(weight, gradient)
+
+    def _leave_own_weights(self, neuron: NeuronCall) -> None:
+        """Of a neuron whose input acts a step later: nothing of the step that runs leads to its weights."""
+        own = {f"{neuron.name}.{weight}".lstrip(".") for weight in neuron.adapter.weight_names}
+        for synapse in self.tape.synapse_calls:
+            if synapse.name in own:
+                self._leave(synapse, f"what neuron {neuron.name!r} gets at a step acts on its membrane a step later")
 
     def _leave(self, synapse: SynapseCall, why: str) -> None:
         for weight in synapse.weights:
@@ -319,7 +327,7 @@ def pull_to_synapses(
 
     send(outputs, gradients, synapses)
     for number, call in reversed(list(enumerate(synapses))):
-        if call.output in arrived:
+        if call.output in arrived and not call.boundary:
             earlier = [one for one in synapses[:number] if one.output.step == call.output.step]
             send([call.output.value], [arrived[call.output]], earlier)
     return arrived
