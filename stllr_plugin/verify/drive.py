@@ -158,7 +158,7 @@ def _loops_inside(model: nn.Module, inputs: Tensor) -> bool:
     ]
     try:
         with torch.no_grad():
-            model(inputs)
+            model(map_tensors(inputs, copied))
     except Exception:  # the whole is no input for it, so a step must be
         return False
     finally:
