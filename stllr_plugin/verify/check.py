@@ -165,7 +165,9 @@ class _Job:
         else:
             plain = self._written(drive, clock, left_alone, supervised, None)
             rows += compare("plain", learned.gradients, plain.gradients, self.dtype, self._unchecked(plain, written))
-            rows += rows_without_gradient(plain.gradients, learned.gradients, self._through_time(drive, supervised))
+            rows += rows_without_gradient(
+                plain.gradients, learned.gradients, plain.synaptic, self._through_time(drive, supervised)
+            )
         rows += compare(
             "rule", own.gradients, written.gradients, self.dtype, self._unchecked(written, written), written.feeds
         )
@@ -238,11 +240,12 @@ class _Job:
         """The same from a tape."""
         twin = self.copy()
         tape = record(twin, drive, clock, left_alone, supervised)
-        found = WrittenOut(tape, twin, rule_of, supervised, bool(left_alone)).run()
+        computation = WrittenOut(tape, twin, rule_of, supervised, bool(left_alone))
+        found = computation.run()
         for name, parameter in twin.named_parameters():
             if name.startswith(tuple(f"{part}." for part in left_alone)):  # left alone on request
                 found.bypassing.pop(parameter, None)
-        return _Written(tape, twin, found, drive.by_steps or supervised is None)
+        return _Written(tape, twin, found, computation.synaptic, drive.by_steps or supervised is None)
 
     def _unchecked(self, side: _Written, written: _Written) -> dict[str, str]:
         """Reasons by parameter. What the rule cannot write out because it acts later, autograd cannot show either."""
@@ -276,10 +279,13 @@ class _Side:
 class _Written(_Side):
     """What was found from a tape, in terms of names."""
 
-    def __init__(self, tape: Tape, model: nn.Module, found: Gradients, steps_told: bool) -> None:
+    def __init__(
+        self, tape: Tape, model: nn.Module, found: Gradients, synaptic: set[nn.Parameter], steps_told: bool
+    ) -> None:
         self.tape = tape
         self.names = {p: name for name, p in model.named_parameters() if p.requires_grad}
         super().__init__(tape.loss.detach(), {name: found.of.get(p) for p, name in self.names.items()})
+        self.synaptic = {name for p, name in self.names.items() if p in synaptic}
         self.feeds = {self.names[p]: ", ".join(edges) for p, edges in found.feeds.items()}
         self.reasons = {self.names[p]: why for p, why in found.unchecked.items()}
         if not steps_told:

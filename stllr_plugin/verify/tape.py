@@ -51,6 +51,7 @@ class SynapseCall:
     Attributes:
         name: Module name; for weights that a neuron holds itself, the neuron's and the weight's.
         x: The input, as it was.
+        given: The input itself, which tells calls on one input from calls on another of the same values.
         output: Where its output was cut off.
         weights: The trainable parameters behind its weight.
         again: Runs the synapse on another input, in the graph of these parameters.
@@ -59,6 +60,7 @@ class SynapseCall:
 
     name: str
     x: Tensor
+    given: Tensor
     output: Cut
     weights: list[nn.Parameter]
     again: Callable[[Tensor], Tensor]
@@ -237,7 +239,7 @@ class _Recorder:
         order = self.next_order()
         cut, onwards = _cut(output, step, order)
         # A copy of the input, which the user may change in place afterwards.
-        self.tape.calls.append(SynapseCall(name, x.detach().clone(), cut, weights, again))
+        self.tape.calls.append(SynapseCall(name, x.detach().clone(), x.detach(), cut, weights, again))
         return onwards
 
     def boundary(self, name: str, output: Any) -> Any:
@@ -248,7 +250,9 @@ class _Recorder:
             if not self.on or not tensor.requires_grad:
                 return tensor
             cut, onwards = _cut(tensor, step, self.next_order())
-            self.tape.calls.append(SynapseCall(name, tensor.detach(), cut, [], lambda x: x, boundary=True))
+            self.tape.calls.append(
+                SynapseCall(name, tensor.detach(), tensor.detach(), cut, [], lambda x: x, boundary=True)
+            )
             return onwards
 
         return map_tensors(output, cut)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from stllr_plugin.verify.result import Row
+from stllr_plugin.verify.result import Row, Verdict
 from stllr_plugin.verify.spike_probe import Jump
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -77,9 +77,17 @@ def _relative(got: Tensor | None, want: Tensor | None, floor: float) -> float:
 def rows_without_gradient(
     expected: Mapping[str, Tensor | None],
     found: Mapping[str, Tensor | None],
+    synaptic: set[str],
     through_time: Callable[[], set[str]],
 ) -> list[Row]:
-    """Trainable parameters that get nothing on either side: cut off by the rule, or not used at all."""
+    """Trainable parameters that get nothing on either side: cut off by the rule, or not used at all.
+
+    Args:
+        expected: Gradients of plain autograd within the steps.
+        found: Gradients of the learner.
+        synaptic: Names of the weights of layers, which are there to learn.
+        through_time: Names of the parameters that backpropagation through time reaches.
+    """
     silent = [name for name, value in expected.items() if value is None and found.get(name) is None]
     if not silent:
         return []
@@ -92,7 +100,9 @@ def rows_without_gradient(
                 "step before, an initial state), and the rule passes no signal between steps. Let it reach the loss "
                 "within the step, freeze it, or use a learning signal that reaches each layer directly"
             )
-            rows.append(Row("plain", name, None, "FAILED", advice))
+            # A threshold or an initial state may well act later only; a layer without a signal is a mistake.
+            verdict: Verdict = "FAILED" if name in synaptic else "no gradient"
+            rows.append(Row("plain", name, None, verdict, advice))
         else:
             advice = "the loss does not depend on it in this batch, with backpropagation through time neither"
             rows.append(Row("plain", name, None, "no gradient", advice))

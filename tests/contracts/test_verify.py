@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
@@ -16,6 +18,7 @@ from tests.cases import wiring  # noqa: F401  registers more structures
 from tests.cases.drive import learner_rule
 from tests.cases.modules import CaseNet
 from tests.cases.neurons import READOUTS, readout_case
+from tests.cases.random_networks import random_networks
 from tests.cases.rules import RULES
 from tests.cases.structures import STRUCTURES, structure_case
 from tests.cases.synapses import SYNAPSES, synapse_case
@@ -74,6 +77,16 @@ def test_all_structures_and_synapses(rule):
         check_case(structure_case(name), rule)
     for name in SYNAPSES:
         check_case(synapse_case(name), rule)
+
+
+@pytest.mark.slow
+def test_random_networks():
+    @settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
+    @given(case=random_networks(), rule=st.sampled_from([*RULES]))
+    def check(case: Any, rule: str) -> None:
+        check_case(case, rule)
+
+    check()
 
 
 # As users write it.
@@ -332,3 +345,43 @@ def test_a_neuron_whose_input_acts_a_step_later_is_not_checked(batch):
     result = verify(net, 20 * x, lambda out: F.cross_entropy(out, y), rule="dvs_gesture")
     assert result.passed, result
     assert result.unchecked and all("step later" in row.advice for row in result.unchecked), result
+
+
+class EverySecondStep(Explicit):
+    """The upper layer runs at every second step."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mem1, mem2, record = self.lif1.reset_mem(), self.lif2.reset_mem(), []
+        for t, step in enumerate(x):
+            spikes, mem1 = self.lif1(self.fc1(step), mem1)
+            if t % 2:
+                spikes, mem2 = self.lif2(self.fc2(spikes), mem2)
+                record.append(spikes)
+        return torch.stack(record), mem2
+
+
+def test_a_layer_at_every_second_step(batch):
+    x, y = batch
+    assert_right(verify(EverySecondStep(), x, lambda out: F.cross_entropy(out[0].sum(0), y), rule="dvs_gesture"))
+
+
+@pytest.mark.parametrize("kind", ["LIFNode", "IFNode", "ParametricLIFNode"])
+def test_spikingjelly(batch, kind):
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron")
+    x, y = batch
+    torch.manual_seed(7)
+    parts = [nn.Linear(INPUTS, HIDDEN), getattr(neuron, kind)(), nn.Linear(HIDDEN, CLASSES), getattr(neuron, kind)()]
+    assert_right(verify(nn.Sequential(*parts), 3 * x, lambda out: F.cross_entropy(out, y), rule="dvs_gesture"))
+
+
+def test_a_threshold_that_only_acts_later_is_no_failure(batch):
+    """The loss is on membranes: the threshold decides about the reset of the next step, through which nothing flows."""
+    x, y = batch
+    torch.manual_seed(8)
+    options = {"beta": 0.9, "threshold": 0.5, "reset_mechanism": "zero", "init_hidden": True}
+    neuron = snn.Leaky(**options, learn_threshold=True, output=True)
+    result = verify(
+        nn.Sequential(nn.Linear(INPUTS, CLASSES), neuron), x, lambda out: F.cross_entropy(out[1], y), rule="shd"
+    )
+    assert_right(result)
+    assert [row.name for row in result.rows if row.verdict == "no gradient"] in (["1.threshold"], [])
