@@ -48,7 +48,7 @@ from stllr_plugin.windows import run as run_windows
 from stllr_plugin.windows.window import Window
 
 if TYPE_CHECKING:
-    from stllr_plugin.verify import Verification
+    from stllr_plugin.verify.result import Verification
 
 _STATE_KEY = "stllr"
 
@@ -874,15 +874,14 @@ class STLLRLearner(OptimizerFacade):
     def verify(self, inputs: Any, loss_fn: Callable[..., Tensor | None], **options: Any) -> Verification:
         """Compares this model's gradients on one batch with a slow, independent computation; print the result.
 
-        Options are those of :func:`stllr_plugin.verify.verify`. Everything stays as it was: model, gradients, states.
+        Options are those of :func:`stllr_plugin.verify.check.verify_with`. Everything stays as it was.
         """
-        from stllr_plugin.verify import verify  # seldom needed
+        from stllr_plugin.verify.check import verify_with  # seldom needed
 
-        options = {"supervise_last": self.supervision.last, "learning_signal": self.learning_signal, **options}
-        options.setdefault("exclude", [name for name, _ in self._plan.excluded])
-        attached = self if self._attached else None
-        rules = {"rule": self._plan.rule, "layer_rules": self._plan.rules}
-        return verify(self.model, inputs, loss_fn, attached=attached, **{**rules, **options})
+        settings = {"rule": self._plan.rule, "layer_rules": self._plan.rules, "attached": self._attached}
+        settings |= {"supervise_last": self.supervision.last, "learning_signal": self.learning_signal}
+        settings |= {"exclude": [name for name, _ in self._plan.excluded]}
+        return verify_with(STLLRLearner, self.model, inputs, loss_fn, **{**settings, **options})
 
     def traces(self) -> dict[str, dict[str, Tensor | None]]:
         """The running traces by edge name: "pre" (shape of the synapse's input) and "post" (of the neuron), or None."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +25,14 @@ from stllr_plugin.verify.tape import Tape, record
 from stllr_plugin.verify.verdicts import TOLERANCE, compare, rows_of_jumps, rows_without_gradient
 from stllr_plugin.verify.written_out import Gradients, RuleOf, WrittenOut
 
-if TYPE_CHECKING:
-    from stllr_plugin.learner import STLLRLearner
-
+Attach = Callable[..., AbstractContextManager[Any]]
 
 # The rule without traces, whose gradient is that of autograd within each step.
 _PLAIN = STLLRRule(alpha_pre=1.0, lambda_pre=0.0, alpha_post=0.0, lambda_post=0.0, psi=None, propagate="surrogate")
 
 
-def verify(
+def verify_with(
+    attach: Attach,
     model: nn.Module,
     inputs: Any,
     loss_fn: Callable[..., Tensor | None],
@@ -46,7 +45,7 @@ def verify(
     forward: Forward | None = None,
     steps: bool | None = None,
     num_steps: int | None = None,
-    attached: STLLRLearner | None = None,
+    attached: bool = False,
 ) -> Verification:
     """Compares the gradients that a learner gives a model, on one batch, with those of a slow, independent computation.
 
@@ -54,6 +53,8 @@ def verify(
     model can. Nothing of the model, its gradients, its states or the random generators is different afterwards.
 
     Args:
+        attach: The learner's class, or what stands for it: called with a copy of the model and the settings, a context
+            manager. (The class has this as a method, so this module does not know it.)
         model: The network.
         inputs: One batch: [time, batch, ...] or a list with one item per time step, or whatever the model takes where
             its loop over time is inside.
@@ -68,7 +69,7 @@ def verify(
             it is given.
         steps: Whether a call of the model is one time step; None finds out.
         num_steps: Number of time steps, where that cannot be found out from the calls and the batch.
-        attached: The learner that is attached to the model, if any: layers that it does not know are reported.
+        attached: Whether a learner is attached to the model: layers that it does not know are then reported.
 
     Returns:
         The comparisons; print it.
@@ -77,6 +78,7 @@ def verify(
         VerificationError: If the model or the batch cannot be run for this.
     """
     job = _Job(
+        attach=attach,
         model=model,
         rule=resolve_rule(rule),
         layer_rules={name: resolve_rule(value) for name, value in (layer_rules or {}).items()},
@@ -107,7 +109,7 @@ def verify(
                     f"Computed in float32, since the model does not run in float64 ({type(error).__name__}: {error}). "
                     "The search for unknown spike functions needs float64, and was left out."
                 )
-    if attached is not None:
+    if attached:
         rows = [*layers_without_hooks(model, job.exclude), *rows]
     return Verification(
         tuple(rows), str(job.dtype).removeprefix("torch."), TOLERANCE[job.dtype], job.steps, tuple(job.notes)
@@ -122,6 +124,7 @@ def _same(value: Any) -> Any:
 class _Job:
     """One verification."""
 
+    attach: Attach
     model: nn.Module
     rule: STLLRRule
     layer_rules: dict[str, STLLRRule]
@@ -209,19 +212,17 @@ class _Job:
         self, drive: Drive, rule: STLLRRule, layer_rules: Mapping[str, STLLRRule], clock: Clock
     ) -> _Side | Row:
         """What a learner leaves in ``.grad`` of a copy; a row if it refuses."""
-        from stllr_plugin.learner import STLLRLearner  # which has verify() as a method
-
         twin = self.copy()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", STLLRWarning)
-                options = {"supervise_last": self.supervise_last, "exclude": self.exclude}
-                with STLLRLearner(
+                with self.attach(
                     twin,
                     rule=rule,
                     layer_rules=layer_rules,
                     learning_signal="bp",
-                    **options,  # type: ignore[arg-type]
+                    supervise_last=self.supervise_last,
+                    exclude=self.exclude,
                 ) as learner:
                     learner.reset(num_steps=drive.num_steps)
                     self.put_back()

@@ -21,6 +21,8 @@ Prepare = Callable[[nn.Module], None]  # changes a copy before it runs
 _SMALL = 1e-6
 # Of what a small change must change at least, for the gradient to be its own.
 _FELT = 1e-3
+# Changes below this part of a value are rounding.
+_SEEN = 1e-12
 _LARGE = (-1e3, -30.0, -3.0, -1.0, -0.3, -0.1, 0.1, 0.3, 1.0, 3.0, 30.0, 1e3)
 
 
@@ -78,13 +80,18 @@ def _value(tape: Tape, target: NeuronCall | None) -> Tensor:
 
 
 def _derivative(tape: Tape, call: SynapseCall, target: NeuronCall | None) -> Tensor | None:
-    """Of the target's sum, with respect to the layer's output, past no neuron."""
+    """Of the target's weighted sum, with respect to the layer's output, past no neuron."""
     value = _value(tape, target)
     end = len(tape.calls) if target is None else target.order
     between = [other for other in tape.synapse_calls if call.output.order <= other.output.order < end]
     if target is not None:
         between = [other for other in between if other.output.step == target.step_number]
-    return pull_to_synapses(between, [value], [torch.ones_like(value)]).get(call.output)
+    return pull_to_synapses(between, [value], [_weights(value)]).get(call.output)
+
+
+def _weights(value: Tensor) -> Tensor:
+    """Weights of a sum that no layer makes constant, as a batch norm does that of equal weights."""
+    return torch.arange(1, value.numel() + 1).to(value).cos().reshape(value.shape)
 
 
 def _try(
@@ -107,7 +114,9 @@ def _try(
     # In the direction of the gradient all that autograd promises adds up.
     direction = derivative / derivative.norm()
     promised = _SMALL * float(derivative.norm())
-    if abs(float((after(_SMALL * direction) - before).sum())) > _FELT * promised:
+    if promised < _SEEN * float(before.abs().max()):
+        return None
+    if abs(float(((after(_SMALL * direction) - before) * _weights(before)).sum())) > _FELT * promised:
         return None
     unit = torch.zeros_like(derivative).flatten()
     unit[derivative.abs().argmax()] = 1.0
