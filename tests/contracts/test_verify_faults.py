@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -271,3 +272,19 @@ def test_a_refusal_is_reported_in_its_own_words(batch):
     net = plain_net()
     net[1] = snn.Alpha(alpha=0.9, beta=0.8, init_hidden=True)
     assert_tells(verify(net, x, of_spikes(y), rule=STLLRRule()), "refused", "snntorch.Synaptic")
+
+
+def test_a_deep_copy_of_a_layer_with_a_parametrized_weight(batch):
+    """torch looks up the remembered weight of the layer that was copied. The verdict is what training really does."""
+    x, y = batch
+    net = plain_net()
+    net[0] = nn.utils.parametrizations.weight_norm(net[0])
+    twin = copy.deepcopy(net)
+    found = []
+    for model in (net, twin):
+        with STLLRLearner(model, rule="dvs_gesture") as learner:
+            learner.reset()
+            torch.stack([F.cross_entropy(model(step)[0], y) for step in x]).sum().backward()
+        found.append(model[0].parametrizations.weight.original1.grad.clone())
+    assert verify(net, x, of_spikes(y), rule="dvs_gesture").passed
+    assert verify(twin, x, of_spikes(y), rule="dvs_gesture").passed == torch.allclose(*found)
