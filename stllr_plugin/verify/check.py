@@ -41,7 +41,7 @@ def verify_with(
     layer_rules: Mapping[str, str | STLLRRule] | None = None,
     exclude: str | Iterable[str] = (),
     supervise_last: int | None = None,
-    learning_signal: str = "bp",
+    learning_signal: str | None = None,
     forward: Forward | None = None,
     steps: bool | None = None,
     num_steps: int | None = None,
@@ -64,7 +64,7 @@ def verify_with(
         layer_rules: As the learner has them.
         exclude: As the learner has them.
         supervise_last: As the learner has it.
-        learning_signal: As the learner has it. Verified is "bp", whatever it is.
+        learning_signal: As the learner has it, by default the rule's own. Verified is "bp", whatever it is.
         forward: Your own loop, ``forward(model, inputs)``, which returns what loss_fn takes. It must run the model that
             it is given.
         steps: Whether a call of the model is one time step; None finds out.
@@ -86,6 +86,7 @@ def verify_with(
         supervise_last=supervise_last,
         num_steps=num_steps,
     )
+    learning_signal = learning_signal or job.rule.learning_signal or "bp"
     if learning_signal != "bp":
         job.notes.append(
             f'The learning signal {learning_signal!r} is not checked: both sides were computed with "bp", which checks '

@@ -114,9 +114,10 @@ def test_a_model_that_does_not_run_in_float64(x):
 
 def test_another_learning_signal_is_said_not_to_be_checked(x):
     model = nn.Sequential(nn.Linear(INPUTS, INPUTS), snn.Leaky(beta=0.9, init_hidden=True), *net())
-    learner = STLLRLearner(model, rule="dvs_gesture", learning_signal="dfa")
-    result = learner.verify(x, of_membrane)
+    with STLLRLearner(model, rule="dvs_gesture", learning_signal="dfa") as learner:
+        result = learner.verify(x, of_membrane)
     assert result.passed and "'dfa' is not checked" in str(result)
+    assert "'tess' is not checked" in str(verify(model, x, of_membrane, rule="tess"))
 
 
 @pytest.mark.parametrize(
