@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ from stllr_plugin.ways.run import RunResult
 from stllr_plugin.ways.run import run as run_windows
 from stllr_plugin.ways.stream import Stream, make_stream
 from stllr_plugin.ways.two_pass import run_two_pass
+
+if TYPE_CHECKING:
+    from stllr_plugin.verify.result import Verification
 
 _STATE_KEY = "stllr"
 
@@ -594,6 +597,18 @@ class STLLRLearner(OptimizerFacade):
             "enabled": self.enabled,
         }
         return overview.report(self._network, settings)
+
+    def verify(self, inputs: Any, loss_fn: Callable[..., Tensor | None], **options: Any) -> Verification:
+        """Compares this model's gradients on one batch with a slow, independent computation; print the result.
+
+        Options are those of :func:`stllr_plugin.verify.check.verify_with`. Everything stays as it was.
+        """
+        from stllr_plugin.verify.check import verify_with  # seldom needed
+
+        settings = {"rule": self._plan.rule, "layer_rules": self._plan.rules, "attached": self._attached}
+        settings |= {"supervise_last": self.supervision.last, "learning_signal": self.learning_signal}
+        settings |= {"exclude": [name for name, _ in self._plan.excluded]}
+        return verify_with(STLLRLearner, self.model, inputs, loss_fn, **{**settings, **options})
 
     def traces(self) -> dict[str, dict[str, Tensor | None]]:
         """The running traces by edge name: "pre" (shape of the synapse's input) and "post" (of the neuron), or None."""
