@@ -32,10 +32,12 @@ from lightning_modules.callbacks import (
     AttachmentReport,
     FiringRates,
     ManualOptions,
+    OneOrder,
     PeakMemory,
     ResumeRandomness,
     Throughput,
 )
+from lightning_modules.processes import from_all_processes, over_processes, reduce_pending_metrics
 from lightning_modules.rules import learning_rules
 from lightning_modules.states import detach_states, hidden_buffer_names, reset_states
 from stllr_plugin import STLLRLearner, STLLRRule
@@ -230,7 +232,7 @@ class SpikingTask(LightningModule):
         With them come those that resumed runs and the trainer's options in the online loop need.
         """
         present = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
-        standard = (AttachmentReport, FiringRates, PeakMemory, Throughput, ResumeRandomness)
+        standard = (OneOrder, AttachmentReport, FiringRates, PeakMemory, Throughput, ResumeRandomness)
         callbacks: list[Callback] = [kind() for kind in standard if kind not in present]
         if not self.automatic_optimization and self.trainer.state.fn == TrainerFn.FITTING:
             if self.update_every is not None and self.trainer.accumulate_grad_batches != 1:
@@ -337,24 +339,18 @@ class SpikingTask(LightningModule):
 
     def _compare_windows(self, windows: list[int]) -> None:
         """Each update averages over all processes: one that has none to make would leave the others waiting."""
-        processes = self.trainer.world_size
-        everyone: list[Any] = [None] * processes
-        if processes > 1:
-            torch.distributed.all_gather_object(everyone, windows)
-            if any(one != windows for one in everyone):
-                raise ValueError(
-                    f"update_every={self.update_every} in {processes} processes: the updates of a batch would be "
-                    f"{' and '.join(str(len(one)) for one in everyone)}, because its sequences differ in length or in "
-                    "supervised steps. Leave update_every out, supervise all steps of sequences of the same length, or "
-                    "use one process."
-                )
+        everyone = from_all_processes(windows)
+        if any(one != windows for one in everyone):
+            raise ValueError(
+                f"update_every={self.update_every} in {len(everyone)} processes: the updates of a batch would be "
+                f"{' and '.join(str(len(one)) for one in everyone)}, because its sequences differ in length or in "
+                "supervised steps. Leave update_every out, supervise all steps of sequences of the same length, or "
+                "use one process."
+            )
 
     def mean_over_processes(self, value: Tensor) -> Tensor:
         """The mean of a number over all processes, while training; so that each weighs as in the joint batch."""
-        if not self.training or self._trainer is None or self.trainer.world_size == 1:
-            return value
-        mean: Tensor = self.trainer.strategy.reduce(value.float(), reduce_op="mean")
-        return mean
+        return over_processes(self.trainer, value.float(), "mean") if self.training and self._trainer else value
 
     def end_step(self, t: int) -> None:
         """Update the weights after step ``t`` if a window of ``update_every`` steps ends there."""
@@ -407,6 +403,15 @@ class SpikingTask(LightningModule):
     def _no_gradient_sync(self) -> Any:
         block = getattr(self.trainer.strategy, "block_backward_sync", None)
         return nullcontext() if block is None else block()
+
+    def log(self, name: str, *args: Any, **options: Any) -> None:
+        """Lightning's ``log``; what is logged at the end of an epoch is reduced over processes at once.
+
+        Callbacks log there one after the other, and one that reads on the first process alone may stand between them.
+        """
+        super().log(name, *args, **options)
+        if str(self._current_fx_name).endswith("_epoch_end"):
+            reduce_pending_metrics(self.trainer)
 
     # Hooks of the training loop.
 

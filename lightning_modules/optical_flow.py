@@ -13,7 +13,11 @@ from lightning_modules.base import SpikingTask
 from lightning_modules.flow.batch import FlowBatch
 from lightning_modules.flow.fields import Mask
 from lightning_modules.flow.metrics import flow_metrics
+from lightning_modules.processes import over_processes
 from lightning_modules.states import detach_states, keep_states, reset_samples, reset_states
+
+_METRICS = ("metrics", "dense_metrics", "sharpness")
+"""What may be measured in a phase, always in this order."""
 
 
 class OpticalFlowEstimator(SpikingTask):
@@ -154,8 +158,6 @@ class OpticalFlowEstimator(SpikingTask):
         if loss is not None:
             counted = max(int(batch.present.sum()), 1)
             self.log(f"{phase}_loss", mean, prog_bar=True, sync_dist=True, batch_size=counted, **options)
-        for collection in metrics:
-            self.log_dict(collection, batch_size=1, **options)
         return loss
 
     def _metrics_for(self, batch: FlowBatch, phase: str) -> Iterator[MetricCollection]:
@@ -258,24 +260,34 @@ class OpticalFlowEstimator(SpikingTask):
         self._reset()
         self._begin_at_rest()
 
-    # The ratio, which is no mean over batches.
+    # Metrics, logged when the epoch is over: the ratio is no mean over batches, and recordings with true flow may all
+    # lie with one process, while an exchange needs them all.
 
     def on_train_epoch_end(self) -> None:
-        """Log how the error compares with that of no flow; step schedulers that wait for a metric."""
-        self._log_ratio("train")
+        """Log the metrics; step schedulers that wait for one."""
+        self._log_metrics("train")
         super().on_train_epoch_end()
 
     def on_validation_epoch_end(self) -> None:
-        """Log how the error compares with that of no flow."""
-        self._log_ratio("val")
+        """Log the metrics."""
+        self._log_metrics("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log how the error compares with that of no flow."""
-        self._log_ratio("test")
+        """Log the metrics."""
+        self._log_metrics("test")
 
-    def _log_ratio(self, phase: str) -> None:
-        for name in (phase, f"{phase}_dense"):
-            metrics: MetricCollection | None = getattr(self, f"{name}_metrics", None)
-            if metrics is not None and metrics["aee"].update_called:
-                ratio = metrics["aee"].compute() / metrics["aee_zero"].compute()
-                self.log(f"{name}_aee_ratio", ratio, prog_bar=name == phase)
+    def _log_metrics(self, phase: str) -> None:
+        names = [name for kind in _METRICS if hasattr(self, name := f"{phase}_{kind}")]
+        collections: list[MetricCollection] = [getattr(self, name) for name in names]
+        updated = [next(iter(one.values())).update_called for one in collections]
+        known = over_processes(self.trainer, torch.tensor(updated, dtype=torch.float32, device=self.device)) > 0
+        for collection, anywhere in zip(collections, known.tolist(), strict=True):
+            if not anywhere:
+                continue
+            values = collection.compute()
+            prefix = collection.prefix
+            if f"{prefix}aee" in values:
+                values[f"{prefix}aee_ratio"] = values[f"{prefix}aee"] / values[f"{prefix}aee_zero"]
+            collection.reset()
+            for name, value in values.items():  # the same in all processes; to say so spares Lightning's warning
+                self.log(name, value, prog_bar=name == f"{phase}_aee_ratio", sync_dist=True)

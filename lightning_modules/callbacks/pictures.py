@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_modules.processes import log_folder
 from lightning_modules.states import spikes_of, spiking_modules
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class SequencePictures(Callback):
     ) -> None:
         """Draw."""
         due = batch_idx == 0 and trainer.current_epoch % self.every_n_epochs == 0
-        folder = trainer.log_dir if due else None  # asks all processes
+        folder = log_folder(trainer) if due else None  # asks all processes
         if self._spikes:
             figure = self._draw(f"Epoch {trainer.current_epoch}, first training sample")
             boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
