@@ -16,6 +16,7 @@ import numpy.typing as npt
 from lightning.pytorch.utilities import rank_zero_info
 
 from .datamodule import PARTS, EventFrameDataModule, Split
+from .digests import content_digest
 from .download import RemoteFile, data_root, fetch, manual_steps, unpack, verify
 from .events import EventDataError
 from .frame_cache import CachedFrames, Sample, cached_frames
@@ -256,7 +257,7 @@ class RecordingsDataModule(EventFrameDataModule):
             recordings = self._located()
             settings = {
                 "format": FORMAT_VERSION,
-                "files": _fingerprint(recordings, self.folder),
+                "files": _fingerprint(recordings, self.folder, self.cache_dir),
                 "sensor": self.sensor_size,
                 "duration_us": self.duration_us,
                 "binning": asdict(self.binning),
@@ -338,12 +339,13 @@ def _by_number(name: str) -> tuple[int, str]:
     return (int(digits[-1]) if digits else 0, name)
 
 
-def _fingerprint(recordings: Sequence[Recording], folder: Path) -> str:
-    """Hash of names and sizes of all files: another version of the data makes another cache."""
+def _fingerprint(recordings: Sequence[Recording], folder: Path, cache_dir: str | Path | None) -> str:
+    """Hash of names and contents of all files: another version of the data makes another cache."""
     digest = hashlib.blake2b(digest_size=16)
-    for recording in recordings:
+    contents = content_digest([recording.path for recording in recordings], cache_dir)
+    for recording, content in zip(recordings, contents, strict=True):
         name = recording.path.relative_to(folder).as_posix()
-        digest.update(f"{name} {recording.path.stat().st_size} {recording.label} {recording.part}\n".encode())
+        digest.update(f"{name} {content} {recording.label} {recording.part}\n".encode())
     return digest.hexdigest()
 
 
