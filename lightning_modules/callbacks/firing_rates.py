@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_modules.processes import over_processes
-from lightning_modules.states import spikes_of, spiking_modules
+from lightning_modules.tasks.states import spikes_of, spiking_modules
 
 _PHASES = {"train": "train", "validate": "val", "test": "test"}
 

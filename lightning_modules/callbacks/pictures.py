@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_modules.processes import log_folder
-from lightning_modules.states import spikes_of, spiking_modules
+from lightning_modules.tasks.states import spikes_of, spiking_modules
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

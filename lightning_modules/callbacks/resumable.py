@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_modules.processes import from_all_processes
-from lightning_modules.random_state import random_state, set_random_state
+from lightning_modules.tasks.random_state import random_state, set_random_state
 
 
 class ResumeRandomness(Callback):

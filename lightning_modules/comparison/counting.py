@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from lightning_modules.base import SpikingTask
 from lightning_modules.comparison.costs import Learning
-from lightning_modules.states import spikes_of, spiking_modules
-from lightning_modules.supervision import step_weights, valid_steps
+from lightning_modules.tasks.base import SpikingTask
+from lightning_modules.tasks.states import spikes_of, spiking_modules
+from lightning_modules.tasks.step_weights import step_weights, valid_steps
 
 SAMPLES = 128
 """Test samples that are counted, at most."""

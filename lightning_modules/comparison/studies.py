@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_modules.cli_texts import did_you_mean
+from lightning_modules.command.rule_options import plain_value
+from lightning_modules.command.texts import did_you_mean
 from lightning_modules.comparison.experiment import RULE, Experiment, Variant
-from lightning_modules.rule_options import plain_value
-from lightning_modules.rules import make_rule
+from lightning_modules.tasks.rules import make_rule
 from stllr_plugin import STLLRRule
 
 STUDIES: dict[str, str] = {

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_modules.cli_errors import OURS, our_error
+from lightning_modules.command.errors import OURS, our_error
 from lightning_modules.comparison.counting import count_operations
 from lightning_modules.comparison.experiment import Experiment, Variant, choosing, quiet_seeding
 from lightning_modules.comparison.recorder import Recorder, test_batches

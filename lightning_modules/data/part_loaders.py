@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_modules.resumable import ResumableLoader
+from lightning_modules.tasks.resumable import ResumableLoader
 
 from .loading import EpochSampler, pad_collate
 

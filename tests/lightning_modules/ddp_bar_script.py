@@ -19,7 +19,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), *[os
 from lightning_modules import FlowPictures, FlowTable, OpticalFlowEstimator, SpikingFireNet, callbacks  # noqa: E402
 from lightning_modules.data.flow import LaneDataset, LaneSampler  # noqa: E402
 from lightning_modules.flow import ContrastMaximisationLoss  # noqa: E402
-from lightning_modules.states import reset_states  # noqa: E402
+from lightning_modules.tasks.states import reset_states  # noqa: E402
 from tests.lightning_modules.flow.recordings import RandomRecording  # noqa: E402
 from tests.lightning_modules.helpers import SGD, make_batch, make_network, make_task  # noqa: E402
 

@@ -12,10 +12,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from lightning_modules.data.part_loaders import PartLoaders
-from lightning_modules.resumable import ResumableLoader
+from lightning_modules.tasks.resumable import ResumableLoader
 
 from .lanes import FlowAugmentation, LaneDataset, LaneSampler
-from .windows import FlowRecording
+from .recording import FlowRecording
 
 PARTS = ("train", "val", "test")
 

@@ -24,7 +24,7 @@ from lightning_modules.data.events import EventDataError
 from lightning_modules.flow.batch import FlowBatch
 from lightning_modules.processes import process_count, process_rank
 
-from .windows import FlowRecording, WindowData, count_window
+from .recording import FlowRecording, WindowData, count_window
 
 _ORDER_STREAM, _SAMPLE_STREAM = 0, 1
 
