@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,14 +12,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from lightning.pytorch.utilities import rank_zero_info
 
-from .datamodule import PARTS, EventFrameDataModule, Split
+from .datamodule import EventFrameDataModule, Split
 from .digests import content_digest
 from .download import RemoteFile, data_root, fetch, manual_steps, unpack, verify
 from .events import EventDataError
 from .frame_cache import CachedFrames, Sample, cached_frames
 from .frames import Binning, FrameStore, count_events
+from .parts import PARTS, NamedSplit
 from .splits import stratified_split
 
 FORMAT_VERSION = 1
@@ -51,7 +50,7 @@ class Recording:
     group: str = ""
 
 
-class RecordingsDataModule(EventFrameDataModule):
+class RecordingsDataModule(EventFrameDataModule, NamedSplit):
     """A public data set of recordings in files.
 
     **Where it comes from.** `path` is a folder that holds the set, unpacked or as the archives that its makers offer.
@@ -174,10 +173,7 @@ class RecordingsDataModule(EventFrameDataModule):
         first = not self._datasets
         super().setup(stage)
         if first:
-            names = self.state_dict()
-            rank_zero_info(f"Data: {names['dataset']}; split: {names['split']}")
-            for logger in self.trainer.loggers if self.trainer is not None else ():
-                logger.log_hyperparams(names)
+            self.tell_names()
 
     def split(self, labels: npt.NDArray[np.integer]) -> Split:
         """All samples of a recording belong to the same part."""
@@ -191,20 +187,6 @@ class RecordingsDataModule(EventFrameDataModule):
             if len(chosen[part]) == 0:
                 raise EventDataError(f"{self.folder}: no sample is left for {part}: {len(labels)} are too few to split")
         return chosen
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: names of data and split."""
-        return {"dataset": self.dataset_name, "split": self.split_name} if self._datasets else {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compares the names; another split may test on samples that were trained on."""
-        now = self.state_dict()
-        if now and state_dict and now != state_dict:
-            warnings.warn(
-                f"the checkpoint comes from other data or another split ({state_dict}; now {now}): samples that are "
-                f"tested now may have been trained on",
-                stacklevel=2,
-            )
 
     def _located(self) -> list[Recording]:
         return self._recordings or self._locate(fetch_it=False)
