@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from lightning_modules.flow.fields import Mask
 from lightning_modules.flow.metrics import flow_metrics
 from lightning_modules.processes import over_processes
 from lightning_modules.tasks.base import SpikingTask
-from lightning_modules.tasks.states import detach_states, keep_states, reset_samples, reset_states
+from lightning_modules.tasks.states import keep_states, reset_samples, reset_states
 
 _METRICS = ("metrics", "dense_metrics", "sharpness")
 """What may be measured in a phase, always in this order."""
@@ -64,8 +64,6 @@ class OpticalFlowEstimator(SpikingTask):
         ValueError: If an argument is not valid, or is one of ``SpikingTask`` that means nothing here.
     """
 
-    carries_states: ClassVar[bool] = True
-
     def __init__(
         self,
         network: nn.Module,
@@ -95,13 +93,10 @@ class OpticalFlowEstimator(SpikingTask):
             )
         self.update_every_window = update_every_window
         self.metric_mask: Mask = metric_mask
-        if update_every_window:
-            kwargs["update_every"] = 1  # any number: it says that a batch has several updates; the windows make them
         super().__init__(network, supervise_last=supervise_last, **kwargs)
         self.loss = loss
         self._running = False  # whether the states are those of the windows before
         self._back_to_training: Callable[[], None] | None = None
-        kwargs.pop("update_every", None)
         self.save_plain_hyperparameters(
             supervise_last=supervise_last, update_every_window=update_every_window, metric_mask=metric_mask, **kwargs
         )
@@ -114,6 +109,16 @@ class OpticalFlowEstimator(SpikingTask):
                 self.add_module(f"{phase}_sharpness", flow_metrics(truth=False, prefix=f"{phase}_"))
             if phase != "train" and self.metric_mask != "valid":
                 self.add_module(f"{phase}_dense_metrics", flow_metrics(events=False, prefix=f"{phase}_dense_"))
+
+    @property
+    def updates_within(self) -> bool:
+        """Whether the weights are updated after each window of a batch."""
+        return self.update_every_window
+
+    @property
+    def updates_option(self) -> str:
+        """The setting that says so, for messages."""
+        return "update_every_window"
 
     # Phases of the trainer.
 
@@ -218,10 +223,6 @@ class OpticalFlowEstimator(SpikingTask):
         self._running = True
         self._begin_loss(learning)
 
-    def _end_batch(self) -> None:
-        """Keep the states for the next batch, but no graph."""
-        detach_states(self.network)
-
     def _begin_at_rest(self) -> None:
         self._running = False
 
@@ -257,7 +258,6 @@ class OpticalFlowEstimator(SpikingTask):
     def teardown(self, stage: str) -> None:
         """Detach the learner and leave nothing behind in the network."""
         super().teardown(stage)
-        self._reset()
         self._begin_at_rest()
 
     # Metrics, logged when the epoch is over: the ratio is no mean over batches, and recordings with true flow may all

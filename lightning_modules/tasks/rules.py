@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stllr_plugin import STLLRRule
+from stllr_plugin.signals import SIGNALS, Reinforcement
 
 RuleLike = str | dict[str, Any] | STLLRRule
 DEFAULT_PRESET = "dvs_gesture"
@@ -52,3 +53,14 @@ def learning_rules(
     if algorithm not in ("ottt", "sltt", "tess"):
         raise ValueError(f"Unknown algorithm {algorithm!r}; known: stllr, ottt, sltt, tess, bptt.")
     return STLLRRule.preset(algorithm), {}
+
+
+def loss_signals() -> list[str]:
+    """The learning signals that come from a loss or a target, those that users registered among them."""
+    return [name for name, kind in SIGNALS.items() if not issubclass(kind, Reinforcement)]
+
+
+def check_signal(name: str) -> None:
+    """Raise ValueError if a task cannot train with a learning signal of this name."""
+    if name not in loss_signals():
+        raise ValueError(f"learning_signal={name!r} is not known; use one of {', '.join(loss_signals())}.")

@@ -7,19 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_modules.tasks.base import SpikingTask
-from lightning_modules.tasks.class_numbers import check_data, check_outputs
-from lightning_modules.tasks.in_windows import learn_in_windows
+from lightning_modules.tasks.classes import UNLABELLED, Batch, ClassificationTask
 from lightning_modules.tasks.step_weights import step_weights, valid_steps
 
-Batch = tuple[Tensor, Tensor, Tensor]
 
-UNLABELLED = -1
-
-
-class SpikingStepClassifier(SpikingTask):
+class SpikingStepClassifier(ClassificationTask):
     """Names the class of each time step: batches are (frames [B, T, ...], lengths [B], labels [B, T]).
 
     A label of -1 marks a step without one. Such steps, padding, and with ``supervise_last`` all but the last steps of a
@@ -51,10 +44,9 @@ class SpikingStepClassifier(SpikingTask):
     ) -> None:
         if skip_first < 0:
             raise ValueError(f"skip_first must not be negative, got {skip_first}.")
-        self.num_classes = num_classes
         self.skip_first = skip_first
         self.label_smoothing = label_smoothing
-        super().__init__(network, **kwargs)
+        super().__init__(network, num_classes, **kwargs)
         self.save_plain_hyperparameters(
             num_classes=num_classes, skip_first=skip_first, label_smoothing=label_smoothing, **kwargs
         )
@@ -65,45 +57,12 @@ class SpikingStepClassifier(SpikingTask):
             reduction="none", ignore_index=UNLABELLED, label_smoothing=self.label_smoothing
         )
 
-    def configure_metrics(self) -> None:
-        """Accuracy of training, validation and test, over labelled steps."""
-        accuracy = MulticlassAccuracy(self.num_classes, average="micro", ignore_index=UNLABELLED)
-        metrics = MetricCollection({"accuracy": accuracy})
-        self.train_metrics = metrics.clone(prefix="train_")
-        self.val_metrics = metrics.clone(prefix="val_")
-        self.test_metrics = metrics.clone(prefix="test_")
+    def predict_batch(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """Logits [B, T, num_classes]."""
+        return self._run(frames, lengths, None)[1]
 
-    def setup(self, stage: str) -> None:
-        """Compare the number of classes with the data's."""
-        super().setup(stage)
-        check_data(self)
-
-    def forward(self, frames: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Logits [B, T, num_classes] of whole sequences [B, T, ...], without a trace left in the network."""
-        if lengths is None:
-            lengths = torch.full((frames.shape[0],), frames.shape[1], device=frames.device)
-        _, logits = self._run(frames, lengths, None)
-        self._reset()
-        return logits
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Train on one batch; the returned loss is the mean over labelled steps."""
-        return self._shared_step(batch, "train", self.train_metrics)
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss and accuracy of one validation batch."""
-        self._shared_step(batch, "val", self.val_metrics)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss and accuracy of one test batch."""
-        self._shared_step(batch, "test", self.test_metrics)
-
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Class probabilities [B, T, num_classes] of one batch."""
-        frames, lengths, *_ = batch
-        return self._run(frames, lengths, None)[1].softmax(dim=2)
-
-    def _shared_step(self, batch: Batch, phase: str, metrics: MetricCollection) -> Tensor:
+    def learn_batch(self, batch: Batch, phase: str, metrics: MetricCollection) -> Tensor:
+        """Loss of one batch, the mean over labelled steps."""
         frames, lengths, labels = batch
         labels = self._supervised_labels(lengths, labels)
         known = (labels != UNLABELLED).sum()
@@ -111,11 +70,8 @@ class SpikingStepClassifier(SpikingTask):
         loss, logits = self._run(frames, lengths, labels, total)
         assert loss is not None
         metrics.update(logits.flatten(0, 1), labels[:, : logits.shape[1]].flatten())
-        counted = int(known)
         own = loss.detach() * (total / known)  # the mean over the labels of this process
-        options: dict[str, Any] = {"on_step": False, "on_epoch": True}
-        self.log(f"{phase}_loss", own, prog_bar=True, sync_dist=True, batch_size=counted, **options)
-        self.log_dict(metrics, prog_bar=True, batch_size=counted, **options)
+        self.log_batch(phase, own, metrics, int(known))
         return loss
 
     def _supervised_labels(self, lengths: Tensor, labels: Tensor) -> Tensor:
@@ -128,7 +84,7 @@ class SpikingStepClassifier(SpikingTask):
     def _run(
         self, frames: Tensor, lengths: Tensor, labels: Tensor | None, total: Tensor | float = 1.0
     ) -> tuple[Tensor | None, Tensor]:
-        """The time loop. Returns the loss (None without labels), divided by ``total``, and the logits of each step."""
+        """One batch. Returns the loss (None without labels), divided by ``total``, and the logits of each step."""
         num_steps = min(frames.shape[1], int(lengths.max()))  # steps that are padding for every sample are left out
         valid = valid_steps(lengths, num_steps)
         learning = labels is not None and self.training
@@ -139,29 +95,19 @@ class SpikingStepClassifier(SpikingTask):
             raise ValueError(
                 "A batch has no label at any step that counts; look at its labels, lengths and skip_first."
             )
-        last = self.last_supervised(supervised)
         weigh = frames.shape[0] / total  # target signals are means over the batch
         wants_target = learning and self.learner is not None and self.learner.needs_target
         outputs: list[Tensor] = []
-        if labels is not None and self.runs_in_windows:
-            outputs = learn_in_windows(
-                self,
-                frames[:, :num_steps],
-                valid,
-                supervised,
-                lambda logits, t: self.criterion(logits, labels[:, t]).sum() / total,
-            )
-            return self.end_sequence(), torch.stack(outputs, dim=1)
-        for t in range(num_steps):
-            self.active = valid[t]
-            if wants_target and supervised[t]:
+
+        def loss_at(logits: Tensor, t: int) -> Tensor:
+            assert labels is not None
+            loss: Tensor = self.criterion(logits, labels[:, t]).sum() / total
+            return loss
+
+        def before(t: int) -> None:
+            if wants_target:
                 assert labels is not None
                 self.set_target(labels[:, t].clamp(min=0), labelled[t] * weigh)
-            logits = self.network(frames[:, t])
-            if t == 0:
-                check_outputs(self, logits)
-            outputs.append(logits.detach())
-            if labels is not None and supervised[t]:
-                self.learn(self.criterion(logits, labels[:, t]).sum() / total, last=t in last)
-            self.end_step(t)
+
+        self.play(frames, valid, supervised, loss_at, lambda logits, t: outputs.append(logits), before)
         return (self.end_sequence() if labels is not None else None), torch.stack(outputs, dim=1)

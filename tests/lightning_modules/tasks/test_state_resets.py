@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from torch import nn
 
 from lightning_modules import SpikingMLP
@@ -110,3 +111,31 @@ def test_predictions_do_not_depend_on_batches_or_on_what_ran_before(make):
     by_one = torch.cat(make_trainer().predict(task, one))
     torch.testing.assert_close(by_four, by_one)
     assert by_four.std(0).max() > 0  # not all the same
+
+
+@pytest.mark.parametrize("loop", ["online", "automatic"])
+def test_states_are_reset_once_per_batch(loop):
+    """At its start; and once more when the trainer is done."""
+
+    class Counted(NorseCarrier):
+        resets = 0
+
+        def reset_states(self):
+            self.resets += 1
+            super().reset_states()
+
+    task, _ = fit(Counted, loop, max_epochs=3, num_sanity_val_steps=0)
+    assert task.network.resets == 3 * (2 + 1) + 1  # two training batches and one for validation
+    assert task.network.state is None
+
+
+@pytest.mark.parametrize("algorithm", ["stllr", "bptt"])
+def test_no_graph_stays_behind_a_batch(algorithm):
+    task = make_task(algorithm=algorithm)
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, task, batch, batch_idx):
+            states = [buffer for buffer in task.network.buffers() if buffer.is_floating_point()]
+            assert not any(state.requires_grad for state in states)
+
+    make_trainer(callbacks=[Look()]).fit(task, make_loader())
