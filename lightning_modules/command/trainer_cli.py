@@ -16,24 +16,18 @@ from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-# Classes that YAML may name without their module are those imported here.
-import lightning_modules.callbacks
-import lightning_modules.data
-import lightning_modules.data.flow
-import lightning_modules.flow.contrast
-import lightning_modules.flow.photometric
-import lightning_modules.flow.supervised
-import lightning_modules.networks
-import lightning_modules.tasks.classification
-import lightning_modules.tasks.step_classification  # noqa: F401
+import lightning_modules
 from lightning_modules.callbacks import FlowPictures
 from lightning_modules.command.config_files import named_files, problem_of
 from lightning_modules.command.errors import TRACEBACK, check_checkpoint, plain_words
+from lightning_modules.command.named_classes import import_named_classes
 from lightning_modules.command.rule_options import whole_rule
 from lightning_modules.command.texts import explain
 from lightning_modules.comparison.store import differences
 from lightning_modules.tasks.base import SpikingTask
 from lightning_modules.tasks.optical_flow import OpticalFlowEstimator
+
+import_named_classes()
 
 
 class Parser(LightningArgumentParser):
