@@ -2,9 +2,11 @@
 
 import pytest
 
-from lightning_modules.tasks.rules import learning_rules, make_rule
+from lightning_modules.tasks.rules import learning_rules, loss_signals, make_rule
 from stllr_plugin import STLLRRule
 from stllr_plugin.errors import RuleError
+from stllr_plugin.signals import SIGNALS
+from tests.lightning_modules.helpers import make_task
 
 
 def test_rules_from_yaml():
@@ -40,3 +42,13 @@ def test_layer_rules_of_stllr():
 def test_unknown_algorithm():
     with pytest.raises(ValueError, match="Unknown algorithm 'eprop'"):
         learning_rules("eprop", None, None)
+
+
+def test_learning_signals_are_those_of_the_learner(monkeypatch):
+    """One's own too, once it is registered; a reward is no loss, and a typo is no signal."""
+    assert {"bp", "dfa", "local", "tess"} <= set(loss_signals())
+    assert "one" not in loss_signals()
+    with pytest.raises(ValueError, match="learning_signal='dfaa' is not known; use one of bp, dfa"):
+        make_task(learning_signal="dfaa")
+    monkeypatch.setitem(SIGNALS, "mine", SIGNALS["dfa"])
+    assert make_task(learning_signal="mine").learning_signal == "mine"
