@@ -49,10 +49,13 @@ class SequencePictures(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begin to watch."""
         self._stop()
-        if batch_idx or trainer.current_epoch % self.every_n_epochs or not trainer.is_global_zero:
+        if batch_idx or trainer.current_epoch % self.every_n_epochs:
             return
         self._task = pl_module
-        self._task.watched = True  # single time steps are drawn, so this batch runs step by step
+        # Single time steps are drawn, so this batch runs step by step: in all processes, since windows exchange more.
+        self._task.watched = True
+        if not trainer.is_global_zero:
+            return
         network = getattr(pl_module, "network", pl_module)
         for name, module in spiking_modules(network, self.skip).items():
             self._handles.append(module.register_forward_hook(_Watch(self, name, pl_module)))

@@ -114,6 +114,7 @@ def jobs(rank, processes, folder):
     yield make_task(algorithm="bptt"), classes(rank, processes), [], TQDMProgressBar()
     yield make_task(update_every=2), classes(rank, processes), [*late, *ours()], RichProgressBar()
     yield Plain(), classes(rank, processes), [callbacks.FiringRates(), *ours()[3:6]], RichProgressBar()
+    yield make_task(window=2), classes(rank, processes), [callbacks.SequencePictures()], RichProgressBar()
     torch.manual_seed(0)
     flow = OpticalFlowEstimator(SpikingFireNet(channels=4, blocks=1), ContrastMaximisationLoss(), optimizer=SGD)
     yield flow, lanes(rank, processes), [FlowPictures(), FlowTable(), *ours()], RichProgressBar()

@@ -28,19 +28,20 @@ def assert_agree(output, jobs):
 
 def test_all_callbacks_with_a_progress_bar(tmp_path):
     """A task with all of ours, checkpoints and early stopping; another LightningModule; a user's own exchanges."""
-    finish(start(SCRIPT, 2, 1, tmp_path / "bar", "0,2,3"), seconds=120)
-    task, late, plain = assert_agree(tmp_path / "bar", 3)
+    finish(start(SCRIPT, 2, 1, tmp_path / "bar", "0,2,3,4"), seconds=120)
+    task, late, plain, windows = assert_agree(tmp_path / "bar", 4)
     assert {"train_loss", "val_accuracy", "train_rate/features.lif1", "peak_memory_mb"} <= task.keys()
     assert late["own/a"] == late["own/b"] == 1  # the sum of the ranks
     assert late["late"] == 7
     assert 0 < late["train_rate/features.lif1"] < 1
+    assert windows["train_loss"] < 2  # the first batch is drawn step by step, on both
     assert 0 < plain["train_rate/net.features.lif1"] < 1
 
 
 @pytest.mark.slow
 def test_other_bars_and_optical_flow(tmp_path):
     """True flow is known to the first process alone, and its errors are on both."""
-    finish(start(SCRIPT, 2, 1, tmp_path / "more", "1,4"), seconds=200)
+    finish(start(SCRIPT, 2, 1, tmp_path / "more", "1,5"), seconds=200)
     _, flow = assert_agree(tmp_path / "more", 2)
     assert flow["val_aee"] > 0
     assert flow["val_aee_ratio"] > 0
@@ -54,7 +55,7 @@ def test_two_nodes_with_a_progress_bar(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     place = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
-    arguments = (SCRIPT, 2, 2, tmp_path / "nodes", "0,2,3,4")
+    arguments = (SCRIPT, 2, 2, tmp_path / "nodes", "0,2,3,5")
     finish(*(start("-m", "torch.distributed.run", *place, f"--node-rank={n}", *arguments) for n in range(2)))
     assert_agree(tmp_path / "nodes", 4)
 
