@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from stllr_plugin import STLLRRule
-from stllr_plugin.signals import SIGNALS, Reinforcement
+from stllr_plugin.signals import SIGNALS
 
 RuleLike = str | dict[str, Any] | STLLRRule
 DEFAULT_PRESET = "dvs_gesture"
+
+_REWARD = "one"
+"""The signal that waits for a reward (docs/stdp.md); a task has none to give."""
 
 
 def make_rule(rule: RuleLike | None, preset: str = DEFAULT_PRESET) -> STLLRRule:
@@ -57,7 +60,7 @@ def learning_rules(
 
 def loss_signals() -> list[str]:
     """The learning signals that come from a loss or a target, those that users registered among them."""
-    return [name for name, kind in SIGNALS.items() if not issubclass(kind, Reinforcement)]
+    return [name for name in SIGNALS if name != _REWARD]
 
 
 def check_signal(name: str) -> None:
