@@ -18,7 +18,7 @@ from lightning_modules.flow import EndpointErrorLoss
 from lightning_modules.flow.batch import FlowBatch
 from lightning_modules.memory import format_bytes, measure_peak_memory
 from lightning_modules.networks import FSFN
-from lightning_modules.states import reset_states
+from lightning_modules.tasks.states import reset_states
 from stllr_plugin import STLLRLearner
 
 BINS, LANES, SIDE = 5, 8, 32

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from nmnist_subset import options, quiet
 
-from lightning_modules.trainer_cli import STLLRCLI
+from lightning_modules.command.trainer_cli import STLLRCLI
 
 RULE = "--model.rule={preset: dvs_gesture, alpha_post: -0.2}"
 CONTENDERS: dict[str, list[str]] = {

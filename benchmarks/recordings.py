@@ -26,8 +26,8 @@ from pathlib import Path
 
 import torch
 
+from lightning_modules.command.trainer_cli import STLLRCLI
 from lightning_modules.memory import format_bytes, measure_peak_memory
-from lightning_modules.trainer_cli import STLLRCLI
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FOLDER = Path("../shared/data")

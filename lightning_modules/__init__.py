@@ -8,8 +8,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lightning_modules.moved import find_moved
+
 if TYPE_CHECKING:
-    from lightning_modules.base import SpikingTask
     from lightning_modules.callbacks import (
         AttachmentReport,
         EdgeNorms,
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
         SequencePictures,
         Throughput,
     )
-    from lightning_modules.classification import SpikingClassifier
     from lightning_modules.memory import PeakMemoryMeter, measure_peak_memory
     from lightning_modules.networks import (
         FSFN,
@@ -33,9 +33,13 @@ if TYPE_CHECKING:
         SpikingVGG,
         TimescaleSNN,
     )
-    from lightning_modules.optical_flow import OpticalFlowEstimator
-    from lightning_modules.resumable import ResumableLoader
-    from lightning_modules.step_classification import SpikingStepClassifier
+    from lightning_modules.tasks.base import SpikingTask
+    from lightning_modules.tasks.classification import SpikingClassifier
+    from lightning_modules.tasks.optical_flow import OpticalFlowEstimator
+    from lightning_modules.tasks.resumable import ResumableLoader
+    from lightning_modules.tasks.step_classification import SpikingStepClassifier
+
+find_moved()
 
 _HOMES = {
     "AttachmentReport": "callbacks",
@@ -45,19 +49,19 @@ _HOMES = {
     "FlowPictures": "callbacks",
     "FlowTable": "callbacks",
     "History": "callbacks",
-    "OpticalFlowEstimator": "optical_flow",
+    "OpticalFlowEstimator": "tasks.optical_flow",
     "PeakMemory": "callbacks",
     "PeakMemoryMeter": "memory",
     "RecurrentSNN": "networks",
-    "ResumableLoader": "resumable",
+    "ResumableLoader": "tasks.resumable",
     "SequencePictures": "callbacks",
-    "SpikingClassifier": "classification",
+    "SpikingClassifier": "tasks.classification",
     "SpikingConvNet": "networks",
     "SpikingFireNet": "networks",
     "SpikingMLP": "networks",
     "SpikingResNet": "networks",
-    "SpikingStepClassifier": "step_classification",
-    "SpikingTask": "base",
+    "SpikingStepClassifier": "tasks.step_classification",
+    "SpikingTask": "tasks.base",
     "SpikingVGG": "networks",
     "Throughput": "callbacks",
     "TimescaleSNN": "networks",

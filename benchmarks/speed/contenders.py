@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.speed.networks import build_network, build_spikingjelly, has_spikingjelly, reset_spikingjelly
 from benchmarks.speed.settings import Workload
-from lightning_modules.rules import make_rule
-from lightning_modules.states import reset_states
+from lightning_modules.tasks.rules import make_rule
+from lightning_modules.tasks.states import reset_states
 from stllr_plugin import STLLRLearner
 
 Train = Callable[[Tensor, Tensor], None]

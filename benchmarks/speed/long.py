@@ -17,7 +17,7 @@ from benchmarks.speed.measure import in_new_process, synchronise
 from benchmarks.speed.networks import build_network
 from benchmarks.speed.settings import Long, SettingsError, Workload
 from lightning_modules.memory import PeakMemoryMeter
-from lightning_modules.rules import make_rule
+from lightning_modules.tasks.rules import make_rule
 from stllr_plugin import STLLRLearner
 
 FRAMES = 100  # different ones, which come again and again: data for so many steps would itself be large

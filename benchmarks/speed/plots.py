@@ -13,7 +13,7 @@ from benchmarks.speed.long import per_step
 from benchmarks.speed.report import label, supervised
 from benchmarks.speed.settings import CONTENDERS
 from lightning_modules.comparison.charts import colours_of
-from lightning_modules.plots import GRID, INK
+from lightning_modules.demo.plots import GRID, INK
 
 COLOURS = colours_of(CONTENDERS)
 

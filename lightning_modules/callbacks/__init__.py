@@ -7,6 +7,7 @@ from lightning_modules.callbacks.flow_table import FlowTable
 from lightning_modules.callbacks.manual_options import ManualOptions
 from lightning_modules.callbacks.measurements import History, PeakMemory, Throughput
 from lightning_modules.callbacks.norms import EdgeNorms
+from lightning_modules.callbacks.one_order import OneOrder
 from lightning_modules.callbacks.pictures import SequencePictures
 from lightning_modules.callbacks.resumable import ResumeRandomness
 
@@ -18,6 +19,7 @@ __all__ = [
     "FlowTable",
     "History",
     "ManualOptions",
+    "OneOrder",
     "PeakMemory",
     "ResumeRandomness",
     "SequencePictures",

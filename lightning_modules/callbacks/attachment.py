@@ -9,6 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_modules.processes import log_folder
+
 
 class AttachmentReport(Callback):
     """Says at the start of a fit what the learner attached to, and keeps its full report with the logs.
@@ -37,7 +39,7 @@ class AttachmentReport(Callback):
             return
         self._written = True
         report = str(learner.report())
-        folder = trainer.log_dir  # asks all processes
+        folder = log_folder(trainer)  # asks all processes
         if not trainer.is_global_zero:
             return
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]

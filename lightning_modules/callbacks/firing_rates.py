@@ -10,7 +10,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_modules.states import spikes_of, spiking_modules
+from lightning_modules.processes import over_processes
+from lightning_modules.tasks.states import spikes_of, spiking_modules
 
 _PHASES = {"train": "train", "validate": "val", "test": "test"}
 
@@ -119,7 +120,7 @@ class FiringRates(Callback):
     def _log(self, trainer: Trainer, pl_module: LightningModule, phase: str) -> None:
         for key, total in self._totals.items():
             if key[0] == phase:  # over all processes, each with its own number of samples and steps
-                self._totals[key] = trainer.strategy.reduce(total, reduce_op="sum")
+                self._totals[key] = over_processes(trainer, total)
         rates = {f"{phase}_rate/{name}": rate for name, rate in self.rates(phase).items()}
         pl_module.log_dict(rates, sync_dist=True)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from lightning_modules.callbacks.flow_watch import FlowWatch
 from lightning_modules.flow.batch import FlowBatch
 from lightning_modules.flow.pictures import check_torchvision, flow_figure, nice_scale, rendered
+from lightning_modules.processes import log_folder
 
 
 class FlowPictures(BasePredictionWriter):
@@ -99,7 +100,7 @@ class FlowPictures(BasePredictionWriter):
     ) -> None:
         """Draw samples of the first batch."""
         due = batch_idx == dataloader_idx == 0 and not trainer.sanity_checking and not _dry(trainer)
-        folder = trainer.log_dir if due else None  # asks all processes
+        folder = log_folder(trainer) if due else None  # asks all processes
         flows = self._watch.stop(batch)
         if not due or not flows:
             return
@@ -130,7 +131,7 @@ class FlowPictures(BasePredictionWriter):
         self._lanes.clear()
         self._names.clear()
         # This asks all processes, which later have batches of their own.
-        self._folder = Path(trainer.log_dir or ".", "flow")
+        self._folder = Path(log_folder(trainer) or ".", "flow")
 
     def write_on_batch_end(
         self,

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -16,6 +15,7 @@ from lightning_modules.callbacks.flow_watch import FlowWatch
 from lightning_modules.flow.batch import FlowBatch, FlowWindow
 from lightning_modules.flow.fields import Mask
 from lightning_modules.flow.metrics import flow_metrics
+from lightning_modules.processes import from_all_processes, log_folder
 
 Sums = dict[str, dict[str, float]]
 SHOWN = {
@@ -92,7 +92,7 @@ class FlowTable(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print, write and log the table."""
-        folder = trainer.log_dir  # asks all processes
+        folder = log_folder(trainer)  # asks all processes
         means = {name: _mean(sums) for name, sums in sorted(_over_processes(self._sums).items())}
         if not means:
             return
@@ -136,12 +136,8 @@ def _mean(sums: Mapping[str, float]) -> dict[str, float]:
 
 def _over_processes(sums: Sums) -> Sums:
     """The sums of all processes, on each of them."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return sums
-    all_sums: list[Sums] = [{} for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(all_sums, sums)
     whole: Sums = {}
-    for part in all_sums:
+    for part in from_all_processes(sums):
         _add(whole, part)
     return whole
 

@@ -11,7 +11,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_modules.states import spikes_of, spiking_modules
+from lightning_modules.processes import log_folder
+from lightning_modules.tasks.states import spikes_of, spiking_modules
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,10 +49,13 @@ class SequencePictures(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begin to watch."""
         self._stop()
-        if batch_idx or trainer.current_epoch % self.every_n_epochs or not trainer.is_global_zero:
+        if batch_idx or trainer.current_epoch % self.every_n_epochs:
             return
         self._task = pl_module
-        self._task.watched = True  # single time steps are drawn, so this batch runs step by step
+        # Single time steps are drawn, so this batch runs step by step: in all processes, since windows exchange more.
+        self._task.watched = True
+        if not trainer.is_global_zero:
+            return
         network = getattr(pl_module, "network", pl_module)
         for name, module in spiking_modules(network, self.skip).items():
             self._handles.append(module.register_forward_hook(_Watch(self, name, pl_module)))
@@ -63,7 +67,7 @@ class SequencePictures(Callback):
     ) -> None:
         """Draw."""
         due = batch_idx == 0 and trainer.current_epoch % self.every_n_epochs == 0
-        folder = trainer.log_dir if due else None  # asks all processes
+        folder = log_folder(trainer) if due else None  # asks all processes
         if self._spikes:
             figure = self._draw(f"Epoch {trainer.current_epoch}, first training sample")
             boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_modules.random_state import random_state, set_random_state
+from lightning_modules.processes import from_all_processes
+from lightning_modules.tasks.random_state import random_state, set_random_state
 
 
 class ResumeRandomness(Callback):
@@ -26,12 +26,7 @@ class ResumeRandomness(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The generators' states, one entry per process."""
-        mine = random_state()
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return {"processes": [mine]}
-        everyone: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(everyone, mine)  # every process passes here when a checkpoint is written
-        return {"processes": everyone}
+        return {"processes": from_all_processes(random_state())}  # all pass here when a checkpoint is written
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take in the states of a checkpoint, until the fit begins."""

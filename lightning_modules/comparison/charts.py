@@ -6,8 +6,8 @@ import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lightning_modules.demo.plots import GRID, INK, SOFT
 from lightning_modules.memory import format_bytes
-from lightning_modules.plots import GRID, INK, SOFT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

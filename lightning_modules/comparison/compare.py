@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import lightning_modules.comparison.measure as measure
-from lightning_modules.base import Algorithm
-from lightning_modules.cli_texts import did_you_mean
+from lightning_modules.command.texts import did_you_mean
 from lightning_modules.comparison.compare_report import NAMES, Measurements, write_report
 from lightning_modules.comparison.experiment import Experiment, Variant
 from lightning_modules.comparison.options import Parser, follow_epochs
 from lightning_modules.comparison.store import OtherConfigurationError, Store, key_of
 from lightning_modules.comparison.training import RunError, look, train
+from lightning_modules.tasks.base import Algorithm
 from stllr_plugin.errors import RuleError
 
 ALGORITHMS = get_args(Algorithm)

@@ -184,38 +184,20 @@ def _matrices(results: Results) -> str:
 def _operations(
     results: Results, facts: Mapping[str, Any], experiment: Experiment, colours: charts.Colours
 ) -> list[Part]:
-    formula_rows, counted_rows, energies = [], [], {}
+    return [*_by_formula(results, facts, experiment), *_as_counted(results, colours)]
+
+
+def _by_formula(results: Results, facts: Mapping[str, Any], experiment: Experiment) -> list[Part]:
+    rows = []
     for name, runs in results.items():
         formula = _formula(runs[0], facts, experiment)
-        counts = {what: fmean(run["counts"][what] for run in runs) for what in _COUNTED}
-        energy = counted_energy(counts)
-        energies[name] = energy["learning"]
-        formula_rows.append(
-            [
-                name,
-                format_bytes(4 * formula["values"]),
-                format_count(formula["macs"]),
-                format_energy(energy_pj(formula["macs"], 0)),
-            ]
-        )
-        counted_rows.append(
-            [
-                name,
-                format_count(counts["forward_additions"]),
-                format_count(counts["forward_macs"]),
-                f"{(counts['forward_additions'] + counts['forward_macs']) / max(counts['dense_macs'], 1):.1%}",
-                format_energy(energy["forward"]),
-                format_count(counts["learning_additions"]),
-                format_count(counts["learning_macs"]),
-                format_energy(energy["learning"]),
-            ]
-        )
+        energy = format_energy(energy_pj(formula["macs"], 0))
+        rows.append([name, format_bytes(4 * formula["values"]), format_count(formula["macs"]), energy])
     first = next(iter(results.values()))[0]["counts"]
     supervised = _formula(next(iter(results.values()))[0], facts, experiment)["supervised"]
-    dense = energy_pj(first["dense_macs"], 0)
     return [
         Heading("Operations, memory and energy by the paper's formulas"),
-        Table(["algorithm", "memory for learning", "MACs of learning", "energy of learning"], formula_rows),
+        Table(["algorithm", "memory for learning", "MACs of learning", "energy of learning"], rows),
         Notes(
             [
                 f"Per sample, with T = {facts['num_steps']} time steps of which {supervised} are supervised, "
@@ -231,6 +213,30 @@ def _operations(
                 f"left out here and in the number of parameters{_matrices(results)}.",
             ]
         ),
+    ]
+
+
+def _as_counted(results: Results, colours: charts.Colours) -> list[Part]:
+    rows, energies = [], {}
+    for name, runs in results.items():
+        counts = {what: fmean(run["counts"][what] for run in runs) for what in _COUNTED}
+        energy = counted_energy(counts)
+        energies[name] = energy["learning"]
+        rows.append(
+            [
+                name,
+                format_count(counts["forward_additions"]),
+                format_count(counts["forward_macs"]),
+                f"{(counts['forward_additions'] + counts['forward_macs']) / max(counts['dense_macs'], 1):.1%}",
+                format_energy(energy["forward"]),
+                format_count(counts["learning_additions"]),
+                format_count(counts["learning_macs"]),
+                format_energy(energy["learning"]),
+            ]
+        )
+    first = next(iter(results.values()))[0]["counts"]
+    dense = energy_pj(first["dense_macs"], 0)
+    return [
         Heading("Operations and energy as counted from real spikes"),
         Table(
             [
@@ -243,7 +249,7 @@ def _operations(
                 "learning: MACs",
                 "energy, learning",
             ],
-            counted_rows,
+            rows,
         ),
         Picture(
             "energy",

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from lightning_modules.base import SpikingTask
 from lightning_modules.comparison.costs import Learning
-from lightning_modules.states import spikes_of, spiking_modules
-from lightning_modules.supervision import step_weights, valid_steps
+from lightning_modules.comparison.signal_costs import price_of
+from lightning_modules.tasks.base import SpikingTask
+from lightning_modules.tasks.states import spikes_of, spiking_modules
+from lightning_modules.tasks.step_weights import step_weights, valid_steps
 
 SAMPLES = 128
 """Test samples that are counted, at most."""
@@ -57,6 +58,9 @@ def count_operations(
     Returns:
         The `AMOUNTS` per sample; ``connections`` and ``neurons`` of the network; ``rates`` by spiking layer; ``layers``
         with the amounts of each synapse; ``samples``, the number that was counted.
+
+    Raises:
+        ValueError: What the signal costs is not known.
     """
     meter = _Meter(task, Learning.of(edges, signal), edges or [])
     training, home, seen, steps = task.training, task.device, 0, 0
@@ -83,6 +87,7 @@ class _Meter:
     def __init__(self, task: SpikingTask, learning: Learning, edges: Edges) -> None:
         self.task = task
         self.learning = learning
+        self._price = price_of(learning.signal)
         self.edges = {edge["synapse"]: edge for edge in edges}
         self.layers: dict[str, dict[str, Any]] = {}
         self.rates: dict[str, list[float]] = {}
@@ -196,22 +201,11 @@ class _Meter:
 
     def _make_signal(self, name: str, spikes: Tensor) -> None:
         """Products of one step that make the signal of a hidden layer of [B, n, ...] neurons."""
-        signal, classes, when = self.learning.signal, int(self.task.num_classes), self._supervised[self._t]  # type: ignore[arg-type]
-        layer = self.signals.setdefault(name, {"kind": signal, "connections": 0})
-        active, neurons = (spikes != 0).flatten(1).sum(1, dtype=torch.float64), spikes[0].numel()
-        if signal == "tess" and spikes.dim() > 2:  # one average a channel is read, and taught
-            channels = spikes.shape[1]
-            self._add(layer, "learning_additions", (active + classes * channels) * when)
-            self._add(layer, "learning_macs", classes * channels * when)
-        elif signal in ("local", "local_random", "tess"):
-            read = active * classes * (2 if signal == "local" else 1)  # a trained classifier has a gradient as well
-            self._add(layer, "learning_additions", (read + (classes * neurons if signal == "tess" else 0)) * when)
-            self._add(layer, "learning_macs", (0 if signal == "tess" else classes * neurons) * when)
-        elif signal == "drtp":  # one row of the matrix: that of the class
-            self._add(layer, "learning_additions", neurons * when)
-        else:
-            what = "learning_additions" if signal == "sign_dfa" else "learning_macs"
-            self._add(layer, what, classes * neurons * when)
+        when = self._supervised[self._t]
+        layer = self.signals.setdefault(name, {"kind": self.learning.signal, "connections": 0})
+        cost = self._price(spikes, int(self.task.num_classes))  # type: ignore[arg-type]
+        self._add(layer, "learning_additions", cost.additions * when)
+        self._add(layer, "learning_macs", cost.macs * when)
 
     @staticmethod
     def _add(layer: dict[str, Any], what: str, amount: Tensor) -> None:

@@ -13,9 +13,9 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 
+from lightning_modules.command.trainer_cli import STLLRCLI
 from lightning_modules.comparison.store import key_of
-from lightning_modules.rules import make_rule
-from lightning_modules.trainer_cli import STLLRCLI
+from lightning_modules.tasks.rules import make_rule
 
 RULE = "model.rule"
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from lightning_modules.comparison.experiment import Experiment, RunCLI, Variant
 from lightning_modules.comparison.training import quiet
 from lightning_modules.memory import measure_peak_memory
-from lightning_modules.step_classification import UNLABELLED
+from lightning_modules.tasks.classes import UNLABELLED
 
 Batch = tuple[Tensor, Tensor, Tensor]
 

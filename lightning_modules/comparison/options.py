@@ -10,8 +10,8 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any, NoReturn
 
-from lightning_modules.cli_texts import did_you_mean
-from lightning_modules.config_files import problem_of
+from lightning_modules.command.config_files import problem_of
+from lightning_modules.command.texts import did_you_mean
 
 MANY = 100
 
@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
 
     def tell(self, error: Exception) -> None:
         """Exit with a short message, if that is all that the user needs."""
-        from lightning_modules.cli_errors import TRACEBACK, plain_words
+        from lightning_modules.command.errors import TRACEBACK, plain_words
 
         text = plain_words(error)
         if text is not None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_modules.base import SpikingTask
+from lightning_modules.tasks.base import SpikingTask
 
 Epoch = dict[str, float]
 

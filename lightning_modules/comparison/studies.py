@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_modules.cli_texts import did_you_mean
+from lightning_modules.command.rule_options import plain_value
+from lightning_modules.command.texts import did_you_mean
 from lightning_modules.comparison.experiment import RULE, Experiment, Variant
-from lightning_modules.rule_options import plain_value
-from lightning_modules.rules import make_rule
+from lightning_modules.tasks.rules import loss_signals, make_rule
 from stllr_plugin import STLLRRule
 
 STUDIES: dict[str, str] = {
@@ -21,7 +21,6 @@ STUDIES: dict[str, str] = {
     "learning_signals": "every learning signal, and none (hidden weights as they were drawn)",
 }
 
-_SIGNALS = ("bp", "dfa", "sign_dfa", "drtp", "local", "local_random", "tess")
 _PSI = ["triangle", "sigmoid", "inverse_square"]
 
 
@@ -53,7 +52,7 @@ def study(name: str, experiment: Experiment, num_steps: int) -> list[Variant]:
         counts = sorted({1, max(1, num_steps // 8), max(1, num_steps // 4), max(1, num_steps // 2)} - {num_steps})
         variants = [_one("supervised steps", f"last {n}", {"model.supervise_last": n}) for n in counts]
         return [*variants, _one("supervised steps", f"all {num_steps}", {"model.supervise_last": None})]
-    signals = [_one("learning signal", signal, {"model.learning_signal": signal}) for signal in _SIGNALS]
+    signals = [_one("learning signal", signal, {"model.learning_signal": signal}) for signal in loss_signals()]
     none = {"model.learning_signal": "bp", f"{RULE}.alpha_pre": 0.0, f"{RULE}.alpha_post": 0.0}
     return [*signals, _one("learning signal", "none (no eligibility)", none)]
 

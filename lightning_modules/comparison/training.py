@@ -16,10 +16,11 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_modules.cli_errors import OURS, our_error
+from lightning_modules.command.errors import OURS, our_error
 from lightning_modules.comparison.counting import count_operations
 from lightning_modules.comparison.experiment import Experiment, Variant, choosing, quiet_seeding
 from lightning_modules.comparison.recorder import Recorder, test_batches
+from lightning_modules.comparison.signal_costs import price_of
 from lightning_modules.comparison.store import Store
 from lightning_modules.data import CacheError, DownloadError, EventDataError
 
@@ -98,6 +99,7 @@ def _fit(
     )
     with quiet():
         cli = experiment.build(variant, seed, [recorder, saver, *callbacks])
+        _check_price(cli.model)
         cli.datamodule.prepare_data()
         cli.datamodule.setup("test")  # the recorder tests during the fit
         cli.trainer.fit(
@@ -115,14 +117,33 @@ def _fit(
             recorder.signal,
             cli.trainer.strategy.root_device,
         )
-    accuracies = [epoch.get("test_accuracy", math.nan) for epoch in recorder.epochs]
-    if not accuracies:
-        raise RunError("Nothing was trained: trainer.max_epochs is 0.")
     return {
         "variant": variant.name,
         "changes": dict(variant.changes),
         "seed": seed,
         "monitor": monitor,
+        **_found(recorder, every_epoch),
+        "counts": counts,
+        "parameters": sum(parameter.numel() for parameter in cli.model.parameters()),
+        "machine": machine(cli.trainer.strategy.root_device),
+    }
+
+
+def _check_price(model: Any) -> None:
+    """Say before the training, not after it, that a signal cannot be counted."""
+    signal = model.learning_signal or getattr(model.rule, "learning_signal", None) or "bp"
+    try:
+        price_of(signal)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+
+
+def _found(recorder: Recorder, every_epoch: bool) -> dict[str, Any]:
+    """What the epochs gave."""
+    accuracies = [epoch.get("test_accuracy", math.nan) for epoch in recorder.epochs]
+    if not accuracies:
+        raise RunError("Nothing was trained: trainer.max_epochs is 0.")
+    return {
         "epochs": recorder.epochs,
         "chosen": recorder.chosen,
         "test_chosen": None if recorder.chosen is None else accuracies[recorder.chosen],
@@ -133,9 +154,6 @@ def _fit(
         "edges": recorder.edges,
         "signal": recorder.signal,
         "matrices": recorder.matrices,
-        "counts": counts,
-        "parameters": sum(parameter.numel() for parameter in cli.model.parameters()),
-        "machine": machine(cli.trainer.strategy.root_device),
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -15,14 +14,12 @@ from .augment import Augmentation
 from .frames import Binning, FrameStore, bin_events
 from .loading import FrameDataset
 from .packed import PackedEvents
-from .part_loaders import PartLoaders
-
-PARTS = ("train", "val", "test")
+from .parts import PARTS, PartsDataModule
 
 Split = Mapping[str, npt.NDArray[np.int64]]
 
 
-class EventFrameDataModule(PartLoaders):
+class EventFrameDataModule(PartsDataModule):
     """Labelled event recordings as frames.
 
     Batches are ``(frames [B, T, C, H, W] float32, lengths [B] int64, labels [B] int64)``, batch first; channel 0 counts
@@ -68,35 +65,14 @@ class EventFrameDataModule(PartLoaders):
         flip: float = 0.0,
         size: Sequence[int] | None = None,
     ) -> None:
-        super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        for name, value in (("num_workers", num_workers), ("seed", seed or 0), ("split_seed", split_seed)):
-            if value < 0:
-                raise ValueError(f"{name} must not be negative, got {value}")
+        super().__init__(batch_size, num_workers, seed, split_seed, pin_memory)
         if clip is not None and clip < 1:
             raise ValueError(f"clip must be at least 1 or None, got {clip}")
         frame_size = None if size is None else (int(size[0]), int(size[-1]))
         self.binning = Binning(num_steps, bin_us, downsample, frame_size)
         self.augmentation = Augmentation(max_shift, event_drop, flip)
         self.clip = clip
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
-        self.split_seed = split_seed
-        self.pin_memory = pin_memory
-        self._datasets: dict[str, FrameDataset] = {}
         self._facts: dict[str, Any] = {}
-
-    @property
-    @abstractmethod
-    def dataset_name(self) -> str:
-        """Name of the recordings, as results should call them. Known after `setup`."""
-
-    @property
-    @abstractmethod
-    def split_name(self) -> str:
-        """Name of the split, as results should call it. Known after `setup`."""
 
     @property
     @abstractmethod
@@ -150,16 +126,6 @@ class EventFrameDataModule(PartLoaders):
         lengths = np.diff(store.offsets)
         steps = (int(lengths.min()), int(lengths.max())) if len(lengths) else (0, 0)
         self._facts = {"steps": steps, **facts}
-
-    def dataset(self, part: str) -> FrameDataset:
-        """The samples of "train", "val" or "test".
-
-        Raises:
-            RuntimeError: `setup` has not been called.
-        """
-        if not self._datasets:
-            raise RuntimeError(f"call {type(self).__name__}.setup() first (a Lightning Trainer does)")
-        return self._datasets[part]
 
     def report(self) -> dict[str, Any]:
         """Facts to print beside a result: names of data set and split, sizes, frames, events per recording."""

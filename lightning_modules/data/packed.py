@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .events import EventDataError, check_events, make_events
+from .events import EventDataError, make_events
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,21 +93,6 @@ class PackedEvents:
             largest = int(getattr(self, field).max(initial=0))
             if largest >= limit:
                 raise EventDataError(f"{name}: {field} reaches {largest} on a sensor of {limit} pixels")
-
-    @classmethod
-    def from_recordings(
-        cls, recordings: Sequence[npt.NDArray[np.void]], labels: npt.ArrayLike, sensor_size: tuple[int, int]
-    ) -> PackedEvents:
-        """Packs structured event arrays, after checking each (see `check_events`)."""
-        for i, events in enumerate(recordings):
-            check_events(events, sensor_size, name=f"recording {i}")
-        counts = np.array([len(events) for events in recordings], dtype=np.int64)
-        offsets = np.concatenate(([0], np.cumsum(counts)))
-        columns = {
-            field: np.concatenate([events[field] for events in recordings] or [np.zeros(0, np.int64)])
-            for field in "xytp"
-        }
-        return cls.from_columns(columns["x"], columns["y"], columns["t"], columns["p"], offsets, labels, sensor_size)
 
     @classmethod
     def from_columns(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,13 +12,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from lightning.pytorch.utilities import rank_zero_info
 
-from .datamodule import PARTS, EventFrameDataModule, Split
+from .datamodule import EventFrameDataModule, Split
+from .digests import content_digest
 from .download import RemoteFile, data_root, fetch, manual_steps, unpack, verify
 from .events import EventDataError
 from .frame_cache import CachedFrames, Sample, cached_frames
 from .frames import Binning, FrameStore, count_events
+from .parts import PARTS, NamedSplit
 from .splits import stratified_split
 
 FORMAT_VERSION = 1
@@ -50,7 +50,7 @@ class Recording:
     group: str = ""
 
 
-class RecordingsDataModule(EventFrameDataModule):
+class RecordingsDataModule(EventFrameDataModule, NamedSplit):
     """A public data set of recordings in files.
 
     **Where it comes from.** `path` is a folder that holds the set, unpacked or as the archives that its makers offer.
@@ -173,10 +173,7 @@ class RecordingsDataModule(EventFrameDataModule):
         first = not self._datasets
         super().setup(stage)
         if first:
-            names = self.state_dict()
-            rank_zero_info(f"Data: {names['dataset']}; split: {names['split']}")
-            for logger in self.trainer.loggers if self.trainer is not None else ():
-                logger.log_hyperparams(names)
+            self.tell_names()
 
     def split(self, labels: npt.NDArray[np.integer]) -> Split:
         """All samples of a recording belong to the same part."""
@@ -190,20 +187,6 @@ class RecordingsDataModule(EventFrameDataModule):
             if len(chosen[part]) == 0:
                 raise EventDataError(f"{self.folder}: no sample is left for {part}: {len(labels)} are too few to split")
         return chosen
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: names of data and split."""
-        return {"dataset": self.dataset_name, "split": self.split_name} if self._datasets else {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compares the names; another split may test on samples that were trained on."""
-        now = self.state_dict()
-        if now and state_dict and now != state_dict:
-            warnings.warn(
-                f"the checkpoint comes from other data or another split ({state_dict}; now {now}): samples that are "
-                f"tested now may have been trained on",
-                stacklevel=2,
-            )
 
     def _located(self) -> list[Recording]:
         return self._recordings or self._locate(fetch_it=False)
@@ -256,7 +239,7 @@ class RecordingsDataModule(EventFrameDataModule):
             recordings = self._located()
             settings = {
                 "format": FORMAT_VERSION,
-                "files": _fingerprint(recordings, self.folder),
+                "files": _fingerprint(recordings, self.folder, self.cache_dir),
                 "sensor": self.sensor_size,
                 "duration_us": self.duration_us,
                 "binning": asdict(self.binning),
@@ -338,12 +321,13 @@ def _by_number(name: str) -> tuple[int, str]:
     return (int(digits[-1]) if digits else 0, name)
 
 
-def _fingerprint(recordings: Sequence[Recording], folder: Path) -> str:
-    """Hash of names and sizes of all files: another version of the data makes another cache."""
+def _fingerprint(recordings: Sequence[Recording], folder: Path, cache_dir: str | Path | None) -> str:
+    """Hash of names and contents of all files: another version of the data makes another cache."""
     digest = hashlib.blake2b(digest_size=16)
-    for recording in recordings:
+    contents = content_digest([recording.path for recording in recordings], cache_dir)
+    for recording, content in zip(recordings, contents, strict=True):
         name = recording.path.relative_to(folder).as_posix()
-        digest.update(f"{name} {recording.path.stat().st_size} {recording.label} {recording.part}\n".encode())
+        digest.update(f"{name} {content} {recording.label} {recording.part}\n".encode())
     return digest.hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,12 +11,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .loading import pad_collate
-from .part_loaders import PartLoaders
-
-PARTS = ("train", "val", "test")
+from .parts import PARTS, PartsDataModule
 
 
-class SequenceDataModule(PartLoaders):
+class SequenceDataModule(PartsDataModule):
     """Labelled sequences; batches are ``(frames [B, T, ...] float32, lengths [B] int64, labels)``, batch first.
 
     A subclass says what there is (`load_datasets`) and what it is called. Training samples come in an order that
@@ -35,37 +32,6 @@ class SequenceDataModule(PartLoaders):
 
     num_classes: int
 
-    def __init__(
-        self,
-        batch_size: int = 64,
-        num_workers: int = 0,
-        seed: int | None = None,
-        split_seed: int = 0,
-        pin_memory: bool = False,
-    ) -> None:
-        super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        for name, value in (("num_workers", num_workers), ("seed", seed or 0), ("split_seed", split_seed)):
-            if value < 0:
-                raise ValueError(f"{name} must not be negative, got {value}")
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
-        self.split_seed = split_seed
-        self.pin_memory = pin_memory
-        self._datasets: Mapping[str, Dataset[Any]] = {}
-
-    @property
-    @abstractmethod
-    def dataset_name(self) -> str:
-        """Name of the recordings, as results should call them."""
-
-    @property
-    @abstractmethod
-    def split_name(self) -> str:
-        """Name of the split, as results should call it. Known after `setup`."""
-
     @abstractmethod
     def load_datasets(self) -> Mapping[str, Dataset[Any]]:
         """The samples of "train", "val" and "test"."""
@@ -74,16 +40,6 @@ class SequenceDataModule(PartLoaders):
         """Loads and splits the recordings, once for all stages."""
         if not self._datasets:
             self._datasets = self.load_datasets()
-
-    def dataset(self, part: str) -> Any:
-        """The samples of "train", "val" or "test".
-
-        Raises:
-            RuntimeError: `setup` has not been called.
-        """
-        if not self._datasets:
-            raise RuntimeError(f"call {type(self).__name__}.setup() first (a Lightning Trainer does)")
-        return self._datasets[part]
 
     def report(self) -> dict[str, Any]:
         """Facts to print beside a result: names of data set and split, sizes of its parts, the frames' shape."""

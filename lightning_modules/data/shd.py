@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 
 from .download import RemoteFile, data_root, fetch, unpack
 from .events import EventDataError
-from .sequences import PARTS, SequenceDataModule
+from .parts import PARTS
+from .sequences import SequenceDataModule
 from .spike_cache import BinnedSpikes
 from .spike_files import CHANNELS, SpikeFile, import_h5py
 from .splits import stratified_split

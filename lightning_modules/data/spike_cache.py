@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .cache import ENVIRONMENT_VARIABLE, cache_root
+from .digests import content_digest
 from .lock import locked
 from .spike_files import SpikeFile, SpikeRecordings
 
@@ -61,7 +62,8 @@ class BinnedSpikes:
         self.file = file
         self.num_steps = num_steps
         self.step_ms = step_ms
-        key = {"version": VERSION, "file": file.fingerprint, "num_steps": num_steps, "step_ms": step_ms}
+        (content,) = content_digest([file.path], cache_dir)
+        key = {"version": VERSION, "file": content, "num_steps": num_steps, "step_ms": step_ms}
         digest = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=8).hexdigest()
         self.folder = cache_root(cache_dir) / f"{file.path.stem}-{digest}"
         self._portions: dict[int, _Portion] = {}

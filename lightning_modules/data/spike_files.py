@@ -9,7 +9,6 @@ Transactions on Neural Networks and Learning Systems 2022.)
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -89,17 +88,6 @@ class SpikeFile:
     def __len__(self) -> int:
         """Number of recordings."""
         return len(self.labels)
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """What tells this file from another version of it: size, and a checksum of its labels and of its ends."""
-        digest = hashlib.blake2b(self.labels.tobytes(), digest_size=8)
-        size = self.path.stat().st_size
-        with self.path.open("rb") as file:
-            for start in (0, max(size - (1 << 16), 0)):
-                file.seek(start)
-                digest.update(file.read(1 << 16))
-        return {"size": size, "digest": digest.hexdigest()}
 
     def read(self, low: int, high: int) -> SpikeRecordings:
         """Reads and checks recordings ``low`` to ``high``.

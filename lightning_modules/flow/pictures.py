@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -127,67 +127,99 @@ def flow_figure(
         title: Above everything.
         scale: Flow with the fullest colour, in pixels per window. If left out, a round number that suits the flow.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
-
-    height, width = window.counts.shape[-2:]
-    predicted = at_size(flow.detach().float(), (height, width))[sample].cpu()
+    size = window.counts.shape[-2:]
+    predicted = at_size(flow.detach().float(), (size[0], size[1]))[sample].cpu()
     known = truth = None
     if window.flow is not None:
         whole, counted = true_flow(window, "flow_figure")
         truth, known = whole[sample].float().cpu(), counted[sample].cpu()
     if scale is None:
         scale = nice_scale(predicted if truth is None else truth, *(() if truth is None else (predicted,)))
-
-    columns = 2 if truth is None else 3
-    panel, gap, head, margin = 2.9, 0.08, 0.28, 0.06  # inches
-    tall = panel * min(max(height / width, 0.4), 1.5)
-    top = 0.3 if title else 0.0
-    wide, high = columns * (panel + gap) + 1.0, 2 * (tall + head) + top + margin
-    figure = Figure(figsize=(wide, high))
-    FigureCanvasAgg(figure)
-    # One coordinate system in inches for everything: seven of them would take most of the time.
-    sheet = figure.add_axes((0, 0, 1, 1))
-    sheet.set_axis_off()
-
-    def place(row: int, column: int, picture: Image, text: str) -> None:
-        left, bottom = margin + column * (panel + gap), high - top - (row + 1) * (tall + head)
-        sheet.imshow(picture, extent=(left, left + panel, bottom, bottom + tall), interpolation="nearest")
-        sheet.add_patch(Rectangle((left, bottom), panel, tall, fill=False, edgecolor="#b8bec4", linewidth=0.8))
-        sheet.text(left + panel / 2, bottom + tall + 0.06, text, fontsize=9, color=INK, ha="center")
-
-    place(0, 0, event_colours(window, sample), "events: ON blue, OFF red")
+    sheet = _Sheet(2 if truth is None else 3, size[0] / size[1], bool(title))
+    sheet.place(0, 0, event_colours(window, sample), "events: ON blue, OFF red")
     flows = {"prediction": predicted}
     if truth is not None and known is not None:
-        place(0, 1, flow_colours(truth, scale, known), "true flow" + ("" if known.all() else " (grey: not known)"))
+        unknown = "" if known.all() else " (grey: not known)"
+        sheet.place(0, 1, flow_colours(truth, scale, known), f"true flow{unknown}")
         flows = {"truth": truth, "prediction": predicted}
-    text = "predicted flow"
-    if truth is not None and known is not None and known.any():
-        error = torch.linalg.vector_norm(predicted - truth, dim=0)
-        text += f": AEE {float(error[known].mean()):.2f} px"
-        both = known & pixels_with_events(window)[sample].cpu()
-        if both.any():
-            text += f", at events {float(error[both].mean()):.2f}"
-    place(0, columns - 1, flow_colours(predicted, scale), text)
+    text = "predicted flow" + _errors(window, sample, predicted, truth, known)
+    sheet.place(0, sheet.columns - 1, flow_colours(predicted, scale), text)
+    _place_moved(sheet, window, sample, flows, known)
+    return sheet.finish(scale, title)
 
-    still = moved_events(window, sample, torch.zeros_like(predicted))
+
+class _Sheet:
+    """A figure with two rows of pictures, a wheel of colours beside them, and a title."""
+
+    PANEL, GAP, HEAD, MARGIN = 2.9, 0.08, 0.28, 0.06  # inches
+
+    def __init__(self, columns: int, shape: float, titled: bool) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        self.columns = columns
+        self.tall = self.PANEL * min(max(shape, 0.4), 1.5)
+        self.top = 0.3 if titled else 0.0
+        wide = columns * (self.PANEL + self.GAP) + 1.0
+        self.high = 2 * (self.tall + self.HEAD) + self.top + self.MARGIN
+        self.figure = Figure(figsize=(wide, self.high))
+        FigureCanvasAgg(self.figure)
+        # One coordinate system in inches for everything: seven of them would take most of the time.
+        self.axes = self.figure.add_axes((0, 0, 1, 1))
+        self.axes.set_axis_off()
+        self._limits = {"xlim": (0, wide), "ylim": (0, self.high), "aspect": "auto"}
+
+    def place(self, row: int, column: int, picture: Image, text: str) -> None:
+        """A picture with a line of text above it."""
+        from matplotlib.patches import Rectangle
+
+        left = self.MARGIN + column * (self.PANEL + self.GAP)
+        bottom = self.high - self.top - (row + 1) * (self.tall + self.HEAD)
+        self._show(picture, left, bottom, self.PANEL, self.tall, interpolation="nearest")
+        frame = Rectangle((left, bottom), self.PANEL, self.tall, fill=False, edgecolor="#b8bec4", linewidth=0.8)
+        self.axes.add_patch(frame)
+        self.axes.text(left + self.PANEL / 2, bottom + self.tall + 0.06, text, fontsize=9, color=INK, ha="center")
+
+    def finish(self, scale: float, title: str) -> Figure:
+        """What the colours mean, and the title."""
+        left = self.MARGIN + self.columns * (self.PANEL + self.GAP)
+        bottom = self.high - self.top - self.HEAD - 1.2
+        self._show(colour_wheel(), left, bottom, 0.85, 0.85)
+        text = f"{scale:g} px\nper window"
+        self.axes.text(left + 0.425, bottom + 0.92, text, fontsize=8, color=INK, ha="center")
+        if title:
+            self.axes.text(self.MARGIN, self.high - 0.23, title, fontsize=11, color=INK)
+        return self.figure
+
+    def _show(self, picture: Image, left: float, bottom: float, wide: float, tall: float, **options: Any) -> None:
+        self.axes.imshow(picture, extent=(left, left + wide, bottom, bottom + tall), **options)
+        self.axes.set(**self._limits)  # imshow changes them
+
+
+def _errors(window: FlowWindow, sample: int, predicted: Tensor, truth: Tensor | None, known: Tensor | None) -> str:
+    """The endpoint errors of a prediction, where the true flow is known."""
+    if truth is None or known is None or not known.any():
+        return ""
+    error = torch.linalg.vector_norm(predicted - truth, dim=0)
+    text = f": AEE {float(error[known].mean()):.2f} px"
+    both = known & pixels_with_events(window)[sample].cpu()
+    return text + (f", at events {float(error[both].mean()):.2f}" if both.any() else "")
+
+
+def _place_moved(
+    sheet: _Sheet, window: FlowWindow, sample: int, flows: dict[str, Tensor], known: Tensor | None
+) -> None:
+    """The lower row: the events as they are, and moved with each flow."""
+    still = moved_events(window, sample, torch.zeros_like(flows["prediction"]))
     pictures = {name: moved_events(window, sample, one) for name, one in flows.items()}
     some = torch.cat([picture[picture > 0.01].flatten() for picture in (still, *pictures.values())])
     full = max(float(np.quantile(some.numpy(), 0.97)), 1e-6) if len(some) else 1.0
-    place(1, 0, _ink(still, full), f"events as they are: {round(float(still.sum()))}")
+    sheet.place(1, 0, _ink(still, full), f"events as they are: {round(float(still.sum()))}")
     for column, (name, picture) in enumerate(pictures.items(), start=1):
         everywhere = name == "prediction" or bool(known is not None and known.all())
         sharper = _sharpness(window, sample, flows[name]) if everywhere else None
-        place(1, column, _ink(picture, full), f"moved with the {name}" + (f": FWL {sharper:.2f}" if sharper else ""))
-
-    left, bottom = margin + columns * (panel + gap), high - top - head - 1.2
-    sheet.imshow(colour_wheel(), extent=(left, left + 0.85, bottom, bottom + 0.85))
-    sheet.text(left + 0.425, bottom + 0.92, f"{scale:g} px\nper window", fontsize=8, color=INK, ha="center")
-    if title:
-        sheet.text(margin, high - 0.23, title, fontsize=11, color=INK)
-    sheet.set(xlim=(0, wide), ylim=(0, high), aspect="auto")
-    return figure
+        said = f": FWL {sharper:.2f}" if sharper else ""
+        sheet.place(1, column, _ink(picture, full), f"moved with the {name}{said}")
 
 
 def rendered(figure: Figure, dpi: int) -> Image:

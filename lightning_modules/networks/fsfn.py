@@ -83,16 +83,8 @@ class FSFN(nn.Module):
         recurrent_gain: float = 0.3,
     ) -> None:
         super().__init__()
-        if recurrent not in ("none", "encoder", "all"):
-            raise ValueError(f"Unknown recurrent {recurrent!r}; known: none, encoder, all.")
-        if levels < 1 or base_channels < 1 or residual_blocks < 0:
-            raise ValueError(
-                f"FSFN needs at least 1 level and 1 channel; got levels={levels}, base_channels={base_channels}, "
-                f"residual_blocks={residual_blocks}."
-            )
         scales = levels if scales is None else scales
-        if not 1 <= scales <= levels:
-            raise ValueError(f"scales must lie in 1..{levels} (levels); got {scales}.")
+        _check(base_channels, levels, residual_blocks, scales, recurrent)
         self.in_channels = in_channels
         self.levels = levels
         self.multiple = 2**levels
@@ -144,3 +136,16 @@ class FSFN(nn.Module):
             if number >= silent:
                 flows.append(self.readouts[number - silent](spikes))
         return crop_flows(flows, counts.shape[2:], first, self.multiple)
+
+
+def _check(base_channels: int, levels: int, residual_blocks: int, scales: int, recurrent: str) -> None:
+    """Raises ValueError where these settings make no network."""
+    if recurrent not in ("none", "encoder", "all"):
+        raise ValueError(f"Unknown recurrent {recurrent!r}; known: none, encoder, all.")
+    if levels < 1 or base_channels < 1 or residual_blocks < 0:
+        raise ValueError(
+            f"FSFN needs at least 1 level and 1 channel; got levels={levels}, base_channels={base_channels}, "
+            f"residual_blocks={residual_blocks}."
+        )
+    if not 1 <= scales <= levels:
+        raise ValueError(f"scales must lie in 1..{levels} (levels); got {scales}.")

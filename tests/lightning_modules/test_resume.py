@@ -14,7 +14,7 @@ from lightning_modules import ResumableLoader
 from lightning_modules.callbacks import ResumeRandomness
 from lightning_modules.data import EventDigitsDataModule
 from lightning_modules.data.loading import EpochSampler
-from lightning_modules.random_state import random_state, set_random_state
+from lightning_modules.tasks.random_state import random_state, set_random_state
 from tests.lightning_modules.helpers import assert_same, make_task, make_trainer, weights
 from tests.lightning_modules.processes import finish, start
 from tests.lightning_modules.resume_script import run

@@ -408,7 +408,7 @@ def test_spikingjelly_loads_only_with_a_model_that_uses_it() -> None:
 
 
 def test_lightning_helpers_know_nodes_and_memories() -> None:
-    states = pytest.importorskip("lightning_modules.states", reason="needs the extra 'lightning'")
+    states = pytest.importorskip("lightning_modules.tasks.states", reason="needs the extra 'lightning'")
     net = kept(MODULES["recurrent"]())
     with torch.no_grad():
         once = [net(x) for x in data()]

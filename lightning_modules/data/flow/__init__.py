@@ -4,10 +4,7 @@ from .datamodule import FlowDataModule
 from .dsec import DSECDataModule
 from .lanes import LaneDataset, LaneSampler
 from .mvsec import MVSECDataModule
-from .rot_disk import RotDiskDataModule
-from .simulated import SimulatedFlowDataModule
-from .simulator import SimulationSettings
-from .windows import (
+from .recording import (
     EventColumns,
     FlowRecording,
     WindowData,
@@ -16,6 +13,9 @@ from .windows import (
     windows_by_count,
     windows_by_time,
 )
+from .rot_disk import RotDiskDataModule
+from .simulated import SimulatedFlowDataModule
+from .simulator import SimulationSettings
 
 __all__ = [
     "DSECDataModule",

@@ -13,10 +13,10 @@ from lightning_modules.data.events import EventDataError
 
 from .dsec_files import SENSOR, DSECEvents, DSECFiles, DSECFlow, FlowRun, find_dsec
 from .dsec_pictures import DSECPictures
+from .recording import FlowRecording
 from .sequences import SequencesDataModule
 from .stored import CutAtTimes, StoredRecording
 from .views import Downsampled, PartOfPicture
-from .windows import FlowRecording
 
 TRAIN = (
     *("zurich_city_01_a", "zurich_city_02_a", "zurich_city_02_d", "zurich_city_02_e", "zurich_city_03_a"),

@@ -21,8 +21,8 @@ from lightning_modules.data.events import EventDataError
 
 from .hdf5 import HDF5File
 from .png import read_png16
+from .recording import FloatArray, check_pixels
 from .stored import Events
-from .windows import FloatArray, check_pixels
 
 SENSOR = (480, 640)
 """Rows and columns of the event camera."""

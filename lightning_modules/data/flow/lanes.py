@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from lightning_modules.data.events import EventDataError
 from lightning_modules.flow.batch import FlowBatch
+from lightning_modules.processes import process_count, process_rank
 
-from .windows import FlowRecording, WindowData, count_window
+from .recording import FlowRecording, WindowData, count_window
 
 _ORDER_STREAM, _SAMPLE_STREAM = 0, 1
 
@@ -231,11 +231,8 @@ class LaneSampler(DistributedSampler[BatchKey]):
     def __init__(
         self, dataset: LaneDataset, shuffle: bool, world_size: int | None = None, rank: int | None = None
     ) -> None:
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if world_size is None:
-            world_size = torch.distributed.get_world_size() if distributed else 1
-        if rank is None:
-            rank = torch.distributed.get_rank() if distributed else 0
+        world_size = process_count() if world_size is None else world_size
+        rank = process_rank() if rank is None else rank
         super().__init__(dataset, num_replicas=world_size, rank=rank, shuffle=shuffle)
         self._lanes = dataset
         self._length = len(dataset.plan(0, False, world_size, rank))

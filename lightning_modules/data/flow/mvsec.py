@@ -12,11 +12,11 @@ import numpy.typing as npt
 from lightning_modules.data.events import EventDataError
 
 from .mvsec_files import MVSECFile, find_mvsec
+from .recording import FlowRecording
 from .sequences import SequencesDataModule
 from .stored import Cut, CutAtTimes, CutByCount, PartOfRecording, StoredRecording
 from .true_flow import SAME_TIME
 from .views import PartOfPicture
-from .windows import FlowRecording
 
 Range = tuple[float | None, float | None]
 """Begin and end in seconds after the first event; None: the recording's own."""

@@ -25,9 +25,9 @@ from lightning_modules.data.archive import ArchiveError, read_archive
 from lightning_modules.data.events import EventDataError
 
 from .motion import Array
+from .recording import grey
 from .scenes import FloatArray, Scene
 from .simulator import PARTS, SimulationSettings
-from .windows import grey
 
 _LARGEST = 1e3  # files write unknown flow as larger values
 _PERIODS = (10.0, 30.0)  # windows for going along the flow and back

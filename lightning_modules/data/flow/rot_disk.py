@@ -20,8 +20,7 @@ from lightning_modules.data.archive import ArchiveError, Arrays, read_archive
 from lightning_modules.data.events import EventDataError
 
 from .datamodule import FlowDataModule
-from .views import Downsampled, Mirrored, PartOfPicture
-from .windows import (
+from .recording import (
     EventColumns,
     FloatArray,
     FlowRecording,
@@ -31,6 +30,7 @@ from .windows import (
     windows_by_count,
     windows_by_time,
 )
+from .views import Downsampled, Mirrored, PartOfPicture
 
 RecordingName = Literal["IMU_rotDisk", "RotatingBar", "TranslatingBarX", "TranslatingBarY"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from .datamodule import FlowDataModule
 from .picture_pairs import draw_picture_scene, fingerprint, read_picture_pairs, split_pairs
+from .recording import FlowRecording
 from .simulator import SIMULATOR_VERSION, SceneMaker, SimulationSettings, draw_scene, simulated_recordings
-from .windows import FlowRecording
 
 
 class SimulatedFlowDataModule(FlowDataModule):

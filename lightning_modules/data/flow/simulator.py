@@ -23,9 +23,9 @@ from lightning_modules.data.events import EventDataError
 from lightning_modules.data.packed import PackedEvents
 
 from .motion import KINDS, MotionKind, draw_motion
+from .recording import EventColumns, FlowRecording, WindowedEvents, windows_between
 from .scenes import Layer, LayeredScene, Outline, Scene
 from .textures import noise_texture, picture_texture
-from .windows import EventColumns, FlowRecording, WindowedEvents, windows_between
 
 SIMULATOR_VERSION = 1
 """Part of every cache key: raise it with any change that alters events or pictures."""

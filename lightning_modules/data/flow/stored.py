@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from lightning_modules.data.events import EventDataError
 
-from .windows import FlowRecording, TrueFlow, WindowData, check_pixels, check_times, grey
+from .recording import FlowRecording, TrueFlow, WindowData, check_pixels, check_times, grey
 
 _BLOCK = 4096
 

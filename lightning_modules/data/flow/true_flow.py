@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from lightning_modules.data.events import EventDataError
 
-from .windows import FloatArray
+from .recording import FloatArray
 
 Mask = npt.NDArray[np.bool_]
 

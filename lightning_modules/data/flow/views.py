@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .windows import FloatArray, FlowRecording, WindowData
+from .recording import FloatArray, FlowRecording, WindowData
 
 
 class PartOfPicture(FlowRecording):

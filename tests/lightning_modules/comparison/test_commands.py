@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_modules.cli import main
+from lightning_modules.command.cli import main
 from lightning_modules.comparison import ablate, compare, measure
 from lightning_modules.comparison.options import Parser
 from tests.lightning_modules.comparison.test_document import assert_self_contained

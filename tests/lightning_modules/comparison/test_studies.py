@@ -6,7 +6,7 @@ import pytest
 
 from lightning_modules.comparison.experiment import Experiment, Variant, choosing
 from lightning_modules.comparison.studies import STUDIES, StudyError, check_study, grid, read_grid, study
-from lightning_modules.rules import make_rule
+from lightning_modules.tasks.rules import make_rule
 from stllr_plugin import STLLRRule
 
 CONFIGS = Path(__file__).parents[3] / "configs"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from lightning_modules.cli import main
+from lightning_modules.command.cli import main
 from lightning_modules.comparison.experiment import Experiment, Variant
 from lightning_modules.comparison.measure import default_steps, prepare_batch, seconds_per_step, stretch
 from lightning_modules.comparison.store import OtherConfigurationError, Store

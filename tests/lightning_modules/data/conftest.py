@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lightning_modules.data import PackedEvents, generate_digit_events, make_events
+from tests.lightning_modules.data.packing import pack
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +38,6 @@ def random_recordings():
             )
             for n in random.integers(1, events, count)
         ]
-        return PackedEvents.from_recordings(recordings, np.arange(count) % 10, (34, 34))
+        return pack(recordings, np.arange(count) % 10, (34, 34))
 
     return make

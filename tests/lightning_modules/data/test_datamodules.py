@@ -10,11 +10,11 @@ from lightning_modules.data import (
     EventDigitsDataModule,
     EventFrameDataModule,
     NMNISTSubsetDataModule,
-    PackedEvents,
     make_events,
     read_nmnist_subset,
     write_nmnist_subset,
 )
+from tests.lightning_modules.data.packing import pack
 
 REAL_FILE = Path(__file__).parents[3].parent / "shared" / "data" / "nmnist_small.npz"
 
@@ -287,7 +287,7 @@ def test_recording_without_events_in_a_file(tmp_path, random_recordings):
     packed = random_recordings(20)
     recordings = [packed.recording(i) for i in range(20)]
     recordings[4] = make_events([], [], [], [])
-    write_nmnist_subset(tmp_path / "a.npz", PackedEvents.from_recordings(recordings, packed.labels, (34, 34)), 20)
+    write_nmnist_subset(tmp_path / "a.npz", pack(recordings, packed.labels, (34, 34)), 20)
     module = NMNISTSubsetDataModule(tmp_path / "a.npz", train_size=15, val_size=0, test_size=5)
     module.setup()
     assert sum(int(len(frames)) for frames, _, _ in module.train_dataloader()) == 15

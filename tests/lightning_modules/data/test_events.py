@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from lightning_modules.data import EVENT_DTYPE, EventDataError, PackedEvents, check_events, make_events
+from tests.lightning_modules.data.packing import pack
 
 
 def events_of(x=(1, 2, 3), y=(4, 5, 6), t=(0, 10, 10), p=(1, 0, 1)):
@@ -71,7 +72,7 @@ def test_packing_and_unpacking_keeps_every_event():
         )
         for n in (13, 0, 1, 8, 0, 300)
     ]
-    packed = PackedEvents.from_recordings(recordings, [3, 1, 4, 1, 5, 9], (30, 60))
+    packed = pack(recordings, [3, 1, 4, 1, 5, 9], (30, 60))
     again = PackedEvents.from_arrays(packed.to_arrays(), (30, 60), "copy")
     assert len(again) == 6
     for i, events in enumerate(recordings):
@@ -82,12 +83,12 @@ def test_packing_and_unpacking_keeps_every_event():
 
 def test_long_gaps_between_events_are_kept():
     events = events_of(t=(70_000, 70_001, 9_000_000))
-    packed = PackedEvents.from_recordings([events, events], [0, 1], (34, 34))
+    packed = pack([events, events], [0, 1], (34, 34))
     np.testing.assert_array_equal(packed.recording(1)["t"], events["t"])
 
 
 def test_no_recordings_at_all():
-    packed = PackedEvents.from_recordings([], [], (34, 34))
+    packed = pack([], [], (34, 34))
     assert len(packed) == 0
     assert packed.times().size == 0
     with pytest.raises(IndexError):
@@ -96,4 +97,4 @@ def test_no_recordings_at_all():
 
 def test_packing_checks_each_recording():
     with pytest.raises(EventDataError, match="recording 1"):
-        PackedEvents.from_recordings([events_of(), events_of(t=(9, 8, 7))], [0, 1], (34, 34))
+        pack([events_of(), events_of(t=(9, 8, 7))], [0, 1], (34, 34))

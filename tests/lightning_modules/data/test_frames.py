@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 
-from lightning_modules.data import Binning, PackedEvents, bin_events, make_events
+from lightning_modules.data import Binning, bin_events, make_events
+from tests.lightning_modules.data.packing import pack
 
 
 def one(x, y, t, p):
-    return PackedEvents.from_recordings([make_events(x, y, t, p)], [0], (34, 34))
+    return pack([make_events(x, y, t, p)], [0], (34, 34))
 
 
 def test_counts_by_step_polarity_row_and_column():
@@ -30,7 +31,7 @@ def test_recordings_in_many_blocks_stay_apart(random_recordings):
     packed = random_recordings(150)
     store = bin_events(packed, Binning(num_steps=7), 300_000)
     np.testing.assert_array_equal([store[i].sum() for i in range(150)], [len(packed.recording(i)) for i in range(150)])
-    alone = PackedEvents.from_recordings([packed.recording(149)], [0], (34, 34))
+    alone = pack([packed.recording(149)], [0], (34, 34))
     np.testing.assert_array_equal(store[149], bin_events(alone, Binning(num_steps=7), 300_000)[0])
 
 
@@ -52,7 +53,7 @@ def test_events_after_the_last_step_are_left_out():
 
 def test_steps_of_a_fixed_duration_give_lengths_of_their_own():
     recordings = [make_events([1], [1], [t], [1]) for t in (0, 999, 1000, 5500)]
-    packed = PackedEvents.from_recordings(recordings, [0] * 4, (34, 34))
+    packed = pack(recordings, [0] * 4, (34, 34))
     store = bin_events(packed, Binning(bin_us=1000), 300)
     assert [len(store[i]) for i in range(4)] == [1, 1, 2, 6]
     assert all(store[i][-1].sum() == 1 for i in range(4))
@@ -63,7 +64,7 @@ def test_steps_of_a_fixed_duration_give_lengths_of_their_own():
 
 def test_empty_recording_becomes_zeros():
     empty, full = make_events([], [], [], []), make_events([2], [2], [10], [0])
-    packed = PackedEvents.from_recordings([empty, full, empty], [0, 1, 2], (34, 34))
+    packed = pack([empty, full, empty], [0, 1, 2], (34, 34))
     fixed = bin_events(packed, Binning(num_steps=4), 100)
     assert fixed[0].shape == (4, 2, 34, 34) and fixed[0].sum() == 0 and fixed[1].sum() == 1 and fixed[2].sum() == 0
     variable = bin_events(packed, Binning(bin_us=4), 100)

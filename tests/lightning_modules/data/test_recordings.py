@@ -1,5 +1,6 @@
 """The public event-camera sets: found in their real layouts, cut and split as stated; clear errors."""
 
+import os
 import pickle
 import shutil
 import tarfile
@@ -129,10 +130,25 @@ def test_cache_follows_data_and_settings(originals, tmp_path, private_cache):
     folder = shutil.copytree(originals("nmnist"), tmp_path / "copy")
     for options in ({}, {"num_steps": 5}, {"downsample": 2}, {"batch_size": 3, "seed": 5, "clip": 1}):
         make("nmnist", folder, **options)
-    assert len(list(private_cache.iterdir())) == 3
+    assert len(list(private_cache.glob("nmnist*"))) == 3
     files.write(folder / "Train" / "3" / "99999.bin", files.atis_bin(files.random_events(5)))
     make("nmnist", folder)
-    assert len(list(private_cache.iterdir())) == 4
+    assert len(list(private_cache.glob("nmnist*"))) == 4
+
+
+@pytest.mark.parametrize("keep_date", [False, True])
+def test_recording_replaced_by_one_of_the_same_size(originals, tmp_path, keep_date):
+    folder = shutil.copytree(originals("nmnist"), tmp_path / "copy")
+    before = make("nmnist", folder).dataset("train")
+    frames = before._frames.clone()
+    path = folder / "Train" / "3" / sorted(p.name for p in (folder / "Train" / "3").iterdir())[0]
+    dates, content = path.stat(), path.read_bytes()
+    path.write_bytes(content[:5] + bytes([content[5] ^ 1]) + content[6:])  # one event, one column further
+    if keep_date:
+        os.utime(path, ns=(dates.st_atime_ns, dates.st_mtime_ns))
+    assert not torch.equal(make("nmnist", folder).dataset("train")._frames, frames)
+    path.write_bytes(content)
+    assert torch.equal(make("nmnist", folder).dataset("train")._frames, frames)
 
 
 def test_frames_count_the_events_of_the_file(originals):

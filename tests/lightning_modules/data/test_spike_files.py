@@ -182,6 +182,22 @@ def test_shd_parts(folder):
     assert module.report()["split"].startswith("the official test part; 20 of the 40 training recordings")
 
 
+def test_spikes_replaced_by_as_many(folder):
+    """In the middle of a file of the same size."""
+
+    def first():
+        module = SHDDataModule(folder, progress=False)
+        module.setup()
+        return module.dataset("test")[20][0]
+
+    before, path = first(), folder / "shd_test.h5"
+    size = path.stat().st_size
+    with h5py.File(path, "r+") as file:
+        file["spikes/units"][20] = file["spikes/units"][20][::-1]
+    assert path.stat().st_size == size
+    assert not torch.equal(first(), before)
+
+
 def test_shd_as_published_validates_on_the_test_part(folder):
     module = SHDDataModule(folder, val_fraction=0, progress=False)
     module.setup()

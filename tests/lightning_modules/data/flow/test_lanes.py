@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from lightning_modules.data import EventDataError
 from lightning_modules.data.flow import FlowDataModule, LaneDataset, LaneSampler
 from lightning_modules.data.flow.lanes import FlowAugmentation, cut_sections
-from lightning_modules.resumable import ResumableLoader
+from lightning_modules.tasks.resumable import ResumableLoader
 from tests.lightning_modules.data.flow.marked import MarkedRecording
 
 
