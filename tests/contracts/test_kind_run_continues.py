@@ -32,7 +32,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     ),
     "hidden states": lambda: nn.Sequential(nn.Linear(IN, N), snn.Leaky(0.9, init_hidden=True), nn.Linear(N, OUT)),
     "hidden states of two kinds": lambda: nn.Sequential(
-        nn.Linear(IN, N), snn.Synaptic(0.8, 0.9, init_hidden=True), nn.Linear(N, OUT), snn.Leaky(0.9, 0.2, init_hidden=True)
+        nn.Linear(IN, N), snn.Synaptic(0.8, 0.9, init_hidden=True), nn.Linear(N, N), snn.Leaky(0.9, init_hidden=True), nn.Linear(N, OUT)
     ),
 }
 

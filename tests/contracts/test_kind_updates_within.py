@@ -9,7 +9,6 @@ import norse.torch as norse
 import pytest
 import snntorch as snn
 import torch
-from snntorch import utils
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -98,7 +97,9 @@ def losses(kind: Callable[[], nn.Module], updates: set[int], attached: bool, **o
     keeping = isinstance(net, nn.Sequential)
     found = []
     for seed in range(3):
-        utils.reset(net)
+        for module in net.modules():
+            if isinstance(module, snn.SpikingNeuron):
+                module.reset_mem()
         if attached and not optimizer.reset_after_step:
             optimizer.reset()
         state, total = None, torch.zeros(())
