@@ -1,4 +1,4 @@
-"""Gradients that wait (fold_steps) are there before anything reads or scales them: an update is what it is without folding."""
+"""Gradients that wait (fold_steps) arrive before anything reads or scales them: updates are as without folding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A layer whose weight is used without calling the layer follows the rule, or is refused: no other rule beside it in silence."""
+"""A layer whose weight is used without calling the layer follows the rule, or is refused: no other rule in silence."""
 
 from __future__ import annotations
 
@@ -88,7 +88,11 @@ class Tied(nn.Module):
 
     def __init__(self, direct: bool) -> None:
         super().__init__()
-        self.a, self.la, self.lb = nn.Linear(IN, N, bias=False), snn.Leaky(0.9, init_hidden=True), snn.Leaky(0.8, init_hidden=True)
+        self.a, self.la, self.lb = (
+            nn.Linear(IN, N, bias=False),
+            snn.Leaky(0.9, init_hidden=True),
+            snn.Leaky(0.8, init_hidden=True),
+        )
         self.out = nn.Linear(IN, OUT)
         self.back = None if direct else nn.Linear(N, IN, bias=False)
 

@@ -1,4 +1,4 @@
-"""Graphs of earlier steps that the user's code keeps alive are told of, once and by the layer's name; nothing is said where none is kept."""
+"""Graphs of earlier steps that the user's code keeps alive are told of, once, with the layer's name."""
 
 from __future__ import annotations
 
@@ -92,7 +92,12 @@ def every_fifth(kept: dict[str, Any], spikes: Tensor, membrane: Tensor) -> None:
         kept.setdefault("rates", []).append(spikes.mean())
 
 
-KEEPING = {"a sum": summed, "a list of spikes": listed, "a list of membranes": membranes, "the largest membrane": largest}
+KEEPING = {
+    "a sum": summed,
+    "a list of spikes": listed,
+    "a list of membranes": membranes,
+    "the largest membrane": largest,
+}
 KEEPING |= {"a moving average": smoothed, "each fifth step": every_fifth}
 
 

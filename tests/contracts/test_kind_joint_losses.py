@@ -1,4 +1,4 @@
-"""Whether a step is supervised is settled when it runs: losses of several sequences may be summed, and resets may come before backward."""
+"""Whether a step is supervised is settled when it runs: joint losses of sequences, and resets before backward."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_the_same_with_direct_feedback(signal):
 
 @pytest.mark.parametrize("kind", members(NETWORKS))
 def test_a_distance_between_the_outputs_of_two_sequences(kind):
-    """A contrastive loss. What it is worth for each sequence's outputs is known before, for a reference of one backward each."""
+    """A contrastive loss; the reference has one backward per sequence, with what the loss is worth for its outputs."""
 
     def begun() -> tuple[nn.Module, STLLRLearner]:
         net = build(kind)
@@ -127,7 +127,9 @@ def test_a_distance_between_the_outputs_of_two_sequences(kind):
     first = outputs(net, SHORT)
     learner.reset()
     second = outputs(net, LONG)
-    errors = torch.autograd.grad(distance(a := first.detach().requires_grad_(), b := second.detach().requires_grad_()), (a, b))
+    errors = torch.autograd.grad(
+        distance(a := first.detach().requires_grad_(), b := second.detach().requires_grad_()), (a, b)
+    )
     distance(first, second).backward()
 
     reference, learner = begun()
@@ -188,7 +190,9 @@ def test_what_comes_between_forward_and_backward_changes_nothing(kind, between, 
 
 
 @pytest.mark.parametrize("kind", members(NETWORKS))
-@pytest.mark.parametrize("options", [{"supervise_last": 3}, {"supervise_random": 3, "num_steps": 10}], ids=["last", "random"])
+@pytest.mark.parametrize(
+    "options", [{"supervise_last": 3}, {"supervise_random": 3, "num_steps": 10}], ids=["last", "random"]
+)
 def test_a_step_that_the_scaler_skipped_leaves_nothing_behind(kind, options):
     """The order of many scripts: forward, zero_grad, backward, step. The first batch's loss overflows."""
 

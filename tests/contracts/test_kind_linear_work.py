@@ -1,4 +1,4 @@
-"""The learner's work grows with the number of steps and no faster, whatever graph stands before, beside or behind its part.
+"""The learner's work grows with the number of steps and no faster, whatever graph stands around its part.
 
 Work is counted as lines of the package that run, which needs no clock.
 """

@@ -1,4 +1,4 @@
-"""A layer that could learn and gets nothing in a whole sequence is named, in a warning or an error, and shown by the report."""
+"""A layer that could learn and gets nothing in a whole sequence is named: a warning or an error, and the report."""
 
 from __future__ import annotations
 
@@ -145,7 +145,9 @@ NETWORKS: dict[str, Callable[[], Chain]] = {
 }
 
 
-def train(kind: Callable[[], Chain], sequences: int = 3, way: str = "a", **options: Any) -> tuple[list[str], STLLRLearner]:
+def train(
+    kind: Callable[[], Chain], sequences: int = 3, way: str = "a", **options: Any
+) -> tuple[list[str], STLLRLearner]:
     net = build(kind)
     with told() as texts:
         learner = STLLRLearner(net, sgd(net), rule=RULE, **options)
@@ -166,7 +168,12 @@ def train(kind: Callable[[], Chain], sequences: int = 3, way: str = "a", **optio
     return texts, learner
 
 
-@pytest.mark.parametrize("how", members({"one backward": {"way": "a"}, "a backward at each step": {"way": "b"}, "the last steps": {"supervise_last": 3}}))
+@pytest.mark.parametrize(
+    "how",
+    members(
+        {"one backward": {"way": "a"}, "a backward at each step": {"way": "b"}, "the last steps": {"supervise_last": 3}}
+    ),
+)
 @pytest.mark.parametrize("kind", members(NETWORKS))
 def test_the_layer_that_gets_nothing_is_named_once(kind, how):
     texts, _ = train(kind, **how)

@@ -1,4 +1,4 @@
-"""A cell that serves several places of a step has a state at each: stream() and run() give what the loop by hand gives, or refuse."""
+"""A cell at several places of a step has a state at each: stream() and run() give what the loop gives, or refuse."""
 
 from __future__ import annotations
 

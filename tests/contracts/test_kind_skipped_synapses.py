@@ -1,4 +1,4 @@
-"""A synapse that is not called at a step, although its neuron runs, counts as called on zeros: traces decay and steps are counted."""
+"""A synapse that is not called at a step at which its neuron runs counts as called on zeros."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ class Norse(Skipping):
 
 
 class TwiceInAStep(Skipping):
-    """A block of one synapse and one neuron that runs twice within a step; its second run is skipped where events are missing."""
+    """A block that runs twice within a step; its second run is skipped where events are missing."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A loss given to two_pass() that depends on more than the named module: all of its gradient arrives, or an error says so."""
+"""A loss of two_pass() that depends on more than the named module: its whole gradient arrives, or an error says so."""
 
 from __future__ import annotations
 
@@ -86,7 +86,9 @@ class Member(NamedTuple):
 MEMBERS = {
     "a penalty on hidden spikes": Member("lif2", lambda net, r: task(net, r) + r.hidden.sum(0).square().mean()),
     "a hidden membrane": Member("lif2", lambda net, r: task(net, r) + r.hidden_membrane.mean().square()),
-    "hidden spikes times the output": Member("lif2", lambda net, r: (r.out.sum(0).mean(1) * r.hidden.sum((0, 2))).sum()),
+    "hidden spikes times the output": Member(
+        "lif2", lambda net, r: (r.out.sum(0).mean(1) * r.hidden.sum((0, 2))).sum()
+    ),
     "hidden spikes alone": Member("lif2", lambda net, r: r.hidden.sum(0).square().mean()),
     "the last layer, with a hidden one named": Member("lif1", task),
     "both, with the hidden one named": Member("lif1", lambda net, r: task(net, r) + r.hidden.sum(0).square().mean()),

@@ -1,4 +1,4 @@
-"""step() in the middle of a sequence: the network goes on as without a learner, or the user is told of reset_after_step."""
+"""step() in the middle of a sequence: the network goes on as without a learner, or reset_after_step is named."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ class Explicit(nn.Module):
 class Norse(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.net = norse.SequentialState(nn.Linear(IN, N), norse.LIFCell(parameters()), nn.Linear(N, OUT), norse.LICell())
+        self.net = norse.SequentialState(
+            nn.Linear(IN, N), norse.LIFCell(parameters()), nn.Linear(N, OUT), norse.LICell()
+        )
 
     def forward(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         return self.net(x, state)
