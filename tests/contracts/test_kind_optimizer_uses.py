@@ -73,7 +73,7 @@ CLOSURES: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 
 @pytest.mark.parametrize("make", members(CLOSURES))
 def test_a_closure(make):
-    """Each call sees a new sequence; the reference calls the optimizer itself with a learner that only gives gradients."""
+    """Each call sees a new sequence; in the reference the learner only gives gradients."""
     try:
         found = with_closure(make, True)
     except STLLRError:
@@ -150,7 +150,7 @@ def network_with_learner() -> nn.Module:
 
 @pytest.mark.parametrize("way", ["a", "b"])
 def test_updates_in_the_backward_pass(way):
-    """An optimizer per parameter, stepped by a hook; plain torch allows it. Way b is the reference: one update per step."""
+    """An optimizer per parameter, stepped by a hook; plain torch allows it."""
     net = network()
     STLLRLearner(net, rule=RULE)
     optimizers = {p: torch.optim.SGD([p], lr=1e-3) for p in net.parameters()}

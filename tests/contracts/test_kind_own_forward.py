@@ -19,7 +19,7 @@ from tests.contracts.networks import RULE
 
 T, B, N, OUT = 8, 4, 6, 3
 MASK = (torch.arange(N * N).reshape(N, N) % 3 != 0).float()
-SIGNS = torch.where(torch.arange(N) % 2 == 0, 1.0, -1.0)
+SIGNS = torch.where(torch.arange(N) % 3 < 2, 1.0, -1.0)
 
 
 def through(value: Tensor, weight: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "a mask": lambda weight: weight * MASK,
     "a constant scale": lambda weight: 0.5 * weight,
     "a sign flipped": lambda weight: -weight,
-    "Dale's law": lambda weight: 0.6 * weight.abs() * SIGNS,
+    "Dale's law": lambda weight: weight.abs() * SIGNS,
     "only excitation": lambda weight: 0.7 * weight.clamp(min=0.0) - 0.3,
     "softplus": lambda weight: F.softplus(weight) - 0.5,
     "fake quantisation": lambda weight: through((weight * 8).round() / 8, weight),
