@@ -1,4 +1,4 @@
-"""What optimizers are used for elsewhere works, or is an error of the package: closures, copies, updates in backward."""
+"""What optimizers are used for elsewhere works, or is an error of ours: closures, copies, updates in backward."""
 
 from __future__ import annotations
 
