@@ -1,4 +1,4 @@
-"""A learner and its network are gone when nobody holds them, and nothing that a call was given outlives the sequence."""
+"""A learner and its network are gone when nobody holds them, and nothing that a call was given outlives it."""
 
 from __future__ import annotations
 
