@@ -16,7 +16,7 @@ from stllr_plugin import STLLRLearner
 from tests.contracts.kinds import members, sgd, told
 from tests.contracts.networks import RULE, build, parameters
 
-T, B, IN, N, OUT = 16, 4, 6, 5, 3
+T, B, IN, N, OUT = 11, 4, 6, 5, 3
 
 
 def inputs() -> Tensor:

@@ -130,7 +130,8 @@ def made_and_left(kind: Callable[[], nn.Module], use: Callable[..., None], end: 
     return [weakref.ref(thing) for thing in (net, net[0], net[0].weight, learner, optimizer)]
 
 
-TRIED = [(hidden, use, end) for use in USES.values() for end in ("left attached", "detached")]
+TRIED = [(hidden, use, end) for use in USES.values() for end in ("left attached",)]
+TRIED += [(hidden, use, "detached") for use in (nothing, a_batch, run)]
 TRIED += [(kind, use, "left attached") for kind in (recurrent, of_norse) for use in (nothing, a_batch)]
 
 

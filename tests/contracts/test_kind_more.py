@@ -155,9 +155,7 @@ def changed_in_place(change: Callable[[Tensor], Any] | None, at: set[int], **opt
 )
 @pytest.mark.parametrize(
     "change",
-    members(
-        {"zero_": lambda x: x.zero_(), "mul_": lambda x: x.mul_(0.5), "set by index": lambda x: x.__setitem__(0, 7.0)}
-    ),
+    members({"mul_": lambda x: x.mul_(0.5), "set by index": lambda x: x.__setitem__(0, 7.0)}),
 )
 def test_an_input_that_is_changed_in_place(change, at, options):
     want = changed_in_place(None, set(), **options)
@@ -244,7 +242,6 @@ def prepended_to_the_neuron(net: nn.Module, change: Callable[[Tensor], Tensor]) 
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "halved": lambda x: 0.5 * x,
     "squashed": torch.tanh,
-    "in place": lambda x: x.clone().mul_(0.5),
 }
 
 
@@ -296,10 +293,8 @@ class Explicit(nn.Module):
         return self.fc2(spikes), state
 
 
-@pytest.mark.parametrize("blind", [{0}, {1}, {2}, {2, 3, 4}, {0, 1, 5}], ids=str)
-@pytest.mark.parametrize(
-    "quiet", [set(), {0, 1}, {0, 1, 2, 3}, {3, 4}], ids=["events", "2 quiet", "4 quiet", "quiet later"]
-)
+@pytest.mark.parametrize("blind", [{1}, {2}, {2, 3, 4}, {0, 1, 5}], ids=str)
+@pytest.mark.parametrize("quiet", [set(), {0, 1, 2, 3}], ids=["events", "4 quiet"])
 @pytest.mark.parametrize("kind", [Explicit, Net])
 def test_no_grad_in_mid_sequence(kind, quiet, blind):
     """Steps under no_grad do not count for the rule; whether the membrane is all zero then must not matter."""

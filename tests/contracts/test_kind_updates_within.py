@@ -85,20 +85,19 @@ def at_end_of(steps: int) -> set[int]:
 UPDATES = {
     "after half of the steps": {T // 2 - 1},
     "after every three steps": at_end_of(3),
-    "after every two steps": at_end_of(2),
     "once, late": {T - 3, T - 1},
 }
 
 
 def losses(kind: Callable[[], nn.Module], updates: set[int], attached: bool, **options: Any) -> Tensor:
-    """The loss at each step of three sequences. The weights stay, so it does not depend on the learner."""
+    """The loss at each step of two sequences. The weights stay, so it does not depend on the learner."""
     net = build(kind, gain=1.5)
     optimizer = sgd(net)
     if attached:
         optimizer = STLLRLearner(net, optimizer, rule=RULE, **options)
     keeping = isinstance(net, nn.Sequential)
     found = []
-    for seed in range(3):
+    for seed in range(2):
         for module in net.modules():
             if isinstance(module, snn.SpikingNeuron):
                 module.reset_mem()
