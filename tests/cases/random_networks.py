@@ -27,6 +27,7 @@ Make = Callable[[torch.Generator], Tensor]
 # what the currents of a neuron are multiplied with for it to spike in a few steps
 GAIN = {"Lapicque": 2.0, "LIFCell": 4.0, "LIFBoxCell": 3.0, "LIFRecurrentCell": 4.0, "LICell": 4.0, "LIBoxCell": 4.0}
 SEEDS = 30
+LAYOUTS = ("contiguous", "expanded", "every second", "transposed", "channels_last")
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Plan:
     params: dict[str, Make] = field(default_factory=dict)
     shapes: dict[str, Shape] = field(default_factory=dict)
     mixes_samples: bool = False
+    grown: bool = False  # with what only the slow test and its like try
 
     def add(self, node: Node, shape: Shape) -> str:
         self.nodes.append(node)
@@ -84,6 +86,16 @@ def neurons(draw: st.DrawFn, shape: Shape) -> tuple[str, dict[str, Any]]:
     return kind, options
 
 
+def per_unit(plan: Plan, draw: st.DrawFn, name: str, units: int, options: dict[str, Any]) -> None:
+    """Leaks and thresholds that differ from unit to unit, learnt or not."""
+    for key in draw(st.sampled_from([("beta",), ("threshold",), ("beta", "threshold")])):
+        value = options[key] * (0.75 + 0.25 * torch.arange(units, dtype=torch.float64) / units)
+        if draw(st.booleans()):
+            plan.params[f"{name}.{key}"] = lambda rng, value=value: exact(value)
+        else:
+            options[key] = exact(value)
+
+
 def add_neuron(
     plan: Plan, draw: st.DrawFn, name: str, inputs: tuple[str, ...], kind: str, options: dict[str, Any]
 ) -> str:
@@ -107,7 +119,9 @@ def add_neuron(
         plan.params[f"{name}.recurrent.weight"] = lambda rng: weight((units, units, 3, 3), rng, 0.5)
     elif recurrent == "one_to_one":
         plan.params[f"{name}.V"] = lambda rng: weight((units, 1), rng, 0.5).flatten()
-    if "beta" in options and kind != "Lapicque" and draw(st.integers(0, 4)) == 0:
+    if "beta" in options and kind != "Lapicque" and plan.grown and len(shape) == 1 and draw(st.booleans()):
+        per_unit(plan, draw, name, units, options)
+    elif "beta" in options and kind != "Lapicque" and draw(st.integers(0, 4)) == 0:
         beta, threshold = options["beta"], options["threshold"]
         plan.params[f"{name}.beta"] = lambda rng: torch.tensor(beta, dtype=torch.float64)
         plan.params[f"{name}.threshold"] = lambda rng: torch.tensor(threshold, dtype=torch.float64)
@@ -213,10 +227,26 @@ def add_outputs(plan: Plan, draw: st.DrawFn, sources: tuple[str, ...], layers: l
     return ("readout.mem",) if kind == "Leaky" else ("readout",)
 
 
+def laid_out(xs: Tensor, layout: str) -> Tensor:
+    """The inputs with other strides; "expanded" has the same sample several times, and the same memory for it."""
+    if layout == "expanded":
+        return xs[:, :1].expand_as(xs)
+    if layout == "every second":
+        return xs.repeat_interleave(2, 1)[:, ::2]
+    if layout == "transposed":
+        return xs.transpose(0, -1).contiguous().transpose(0, -1)
+    if layout == "channels_last" and xs.dim() == 5:
+        return xs.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    return xs
+
+
 @st.composite
-def random_networks(draw: st.DrawFn) -> Case:
-    """One to four layers, dense, convolutional or both, of up to four kinds of neuron."""
-    plan, layers = Plan(), list[str]()
+def random_networks(draw: st.DrawFn, grown: bool = False) -> Case:
+    """One to four layers, dense, convolutional or both, of up to four kinds of neuron.
+
+    ``grown`` adds constants per unit, several outputs more often, and inputs of other layouts.
+    """
+    plan, layers = Plan(grown=grown), list[str]()
     plan.shapes["x"] = draw(st.sampled_from([(2,), (3,), (5,), (2, 4, 4), (1, 4, 2), (2, 3, 3)]))
     sources: tuple[str, ...] = ("x",)
     for i in range(draw(st.integers(1, 4))):
@@ -224,10 +254,11 @@ def random_networks(draw: st.DrawFn) -> Case:
     outputs = add_outputs(plan, draw, sources, layers)
     steps, batch = draw(st.integers(2, 6)), draw(st.integers(4, 5) if plan.mixes_samples else st.integers(1, 3))
     hidden, start = draw(st.booleans()), draw(st.integers(0, 2**31))
+    layout = draw(st.sampled_from(LAYOUTS)) if grown and not plan.mixes_samples else "contiguous"
     for seed in range(start, start + SEEDS):
         rng = generator(seed)
         params = {name: make(rng) for name, make in plan.params.items()}
-        xs = spike_input((steps, batch, *plan.shapes["x"]), rng)
+        xs = laid_out(spike_input((steps, batch, *plan.shapes["x"]), rng), layout)
         case = Case("random", Net(tuple(plan.nodes), params, outputs), xs, hidden)
         found = Oracle(case.net, Rule()).run(xs, None)
         rates = [spikes.mean().item() for name, spikes in found.spikes.items() if name != "readout"]
