@@ -282,7 +282,7 @@ def _check_signals(plan: Plan, layer_rules: dict[str, str | STLLRRule], problems
 
 
 def _find_output(model: nn.Module, plan: Plan, signal: str, output: str | None, problems: list[str]) -> None:
-    if signal not in SIGNALS:
+    if not isinstance(signal, str) or signal not in SIGNALS:
         problems.append(f"learning_signal={signal!r} is not known; use one of {', '.join(SIGNALS)}.")
         return
     modules = dict(model.named_modules())

@@ -605,7 +605,7 @@ class STLLRLearner(OptimizerFacade):
         """
         from stllr_plugin.verify.check import verify_with  # seldom needed
 
-        settings = {"rule": self._plan.rule, "layer_rules": self._plan.rules, "attached": self._attached}
+        settings = {"rule": self._plan.rule, "layer_rules": self._plan.rules, "attached": self.attached}
         settings |= {"supervise_last": self.supervision.last, "learning_signal": self.learning_signal}
         settings |= {"exclude": [name for name, _ in self._plan.excluded]}
         return verify_with(STLLRLearner, self.model, inputs, loss_fn, **{**settings, **options})

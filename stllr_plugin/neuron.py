@@ -101,8 +101,14 @@ class Neuron:
             return self.adapter.surrogate_derivative(self.module, v)
         alone = len(v) == 1  # a function of the user's own sees one step in the shape that the neuron has
         v = v[0] if alone else v
+        version = v._version
         with torch.no_grad():
             value = psi(v)
+        if v._version != version:
+            raise StateError(
+                f"Neuron {self.name!r}: psi changed v in place, on which the learning signal and other rules depend. "
+                "Use the out-of-place operation (v.abs(), not v.abs_())."
+            )
         if not isinstance(value, Tensor) or value.shape != v.shape:
             found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise StateError(
