@@ -45,9 +45,8 @@ class SynapticInput:
         rule: The edge's rule.
         edge: The edge's state.
         nodes: Nodes that tag its output, each with whether u (or the neuron's input) is the sum of it and others. Empty
-            for a synapse within the neuron, and for one that was not called.
+            for a synapse within the neuron.
         inner: Its position among the synapses within the neuron; None for those before it.
-        skipped: Whether the synapse was not called at this step, which is as if its input were zero.
     """
 
     call: SynapseCall
@@ -58,7 +57,6 @@ class SynapticInput:
     edge: EdgeTraces
     nodes: list[tuple[Node, bool]] = field(default_factory=list)
     inner: int | None = None
-    skipped: bool = False
 
     @property
     def marks(self) -> list[Mark]:
@@ -85,7 +83,7 @@ class SynapticInput:
         terms: list[Term] = []
         if causal is not None:
             terms.append((self.trace, causal[0]))
-        if noncausal is not None and not self.skipped:
+        if noncausal is not None:
             terms.append((self.x[0], noncausal[0]))
         if not terms:
             return torch.zeros_like(self.call.trained_weight())
@@ -313,9 +311,6 @@ class Record:
                 found = inner[synaptic.inner]
                 if found is not None:
                     pulled[i] = found
-            elif synaptic.skipped:
-                if membrane is not None:  # as at its other calls: u is the sum of the synapse's output and others
-                    pulled[i] = membrane if self.response.slope is None else membrane * self.response.slope
             else:
                 outside += [(i, node, identity) for node, identity in synaptic.nodes]
         for i, gradient in self._through(roots, outside):

@@ -35,7 +35,7 @@ class EdgeTraces:
         lent: Whether somebody else may hold ``pre``, which must then not be changed in place.
         waiting: Gradients of the last steps that have not been multiplied yet (``fold_steps``).
         interrupted: Whether the trace has been changed since, other than by a step.
-        direct: Whether u was the plain sum of the synapse's output and others at its last call.
+        direct: Whether the neuron's input was the plain sum of the synapse's output and others at its last call.
     """
 
     name: str
@@ -73,14 +73,13 @@ class EdgeTraces:
             self.pre, self.lent = last_trace(before, x, decay), False
         return before, self.pre
 
-    def decay(self, decay: float, lend: bool) -> Tensor | None:
-        """A step at which the synapse is not called, which is as if its input were zero; returns tr_x[t]."""
+    def decay(self, decay: float, lend: bool) -> None:
+        """A step at which the synapse is not called, which is as if its input were zero."""
         if self.pre is not None:
             if self.lent or lend:
                 self.pre, self.lent = self.pre * decay, lend
             else:
                 self.pre.mul_(decay)
-        return self.pre
 
     def gradient_of_waiting(self) -> Tensor | None:
         """The weight's gradient of the steps that wait, which then wait no more; None if there are none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.autograd.graph import Node
 
 from stllr_plugin.calls import SynapseCall
@@ -44,18 +45,39 @@ def find_calls(root: Node, output_shape: torch.Size) -> tuple[list[Found], list[
             if mark.ends:
                 boundaries.append(mark)
                 continue
-        name = type(node).__name__  # not node.name(): a user's Function may have an attribute of that name
         for position, (following, _) in enumerate(node.next_functions):
             if following is None or type(following).__name__ == "AccumulateGrad":
                 continue
-            adds = (name == "AddBackward0" and (position == 0 or node._saved_alpha == 1)) or (  # type: ignore[attr-defined]
-                name == "SubBackward0" and position == 0
-            )
-            stack.append((following, identity and adds))
+            stack.append((following, identity and _adds(node, position)))
     if tangled:
         found = [(node, call, False) for node, call, _ in found]
     found.sort(key=lambda item: item[1].order)
     return found, boundaries
+
+
+def _adds(node: Node, position: int) -> bool:
+    """Whether a node adds one of its inputs, unchanged, to something."""
+    name = type(node).__name__  # not node.name(): a user's Function may have an attribute of that name
+    if name == "AddBackward0":
+        return position == 0 or node._saved_alpha == 1  # type: ignore[attr-defined]
+    return name == "SubBackward0" and position == 0
+
+
+def summed_calls(tensor: Tensor) -> list[SynapseCall]:
+    """The synapse calls of whose outputs a tensor is the plain sum, together with others; a call may come twice."""
+    found: list[SynapseCall] = []
+    stack = [] if tensor.grad_fn is None else [tensor.grad_fn]
+    while stack:
+        node = stack.pop()
+        mark = mark_of(node)
+        if mark is not None:
+            if mark.call is not None and mark.call.output_shape == tensor.shape:
+                found.append(mark.call)
+            continue
+        for position, (following, _) in enumerate(node.next_functions):
+            if following is not None and _adds(node, position):
+                stack.append(following)
+    return found
 
 
 def records_behind(root: Node) -> tuple[list[StepsTaken], bool]:

@@ -27,8 +27,9 @@ from stllr_plugin.session import Session
 from stllr_plugin.signals.base import LearningSignal
 from stllr_plugin.sites.broadcast import refuse_broadcast_states
 from stllr_plugin.sites.layers import Layers
+from stllr_plugin.sites.skipped import mark_skipped
 from stllr_plugin.traces import NeuronTraces
-from stllr_plugin.walk import find_calls
+from stllr_plugin.walk import find_calls, summed_calls
 
 
 @dataclass(slots=True)
@@ -41,6 +42,7 @@ class _OpenStep:
         mode: What intercepts the module's own weights while it runs.
         knowledge: What is known by heart of the neuron, where that serves this call.
         current: Its input, in the graph.
+        summed: The synapse calls of which its input is the plain sum.
     """
 
     fresh: bool
@@ -48,6 +50,7 @@ class _OpenStep:
     mode: OwnWeights | None
     knowledge: Knowledge | None
     current: Tensor | None
+    summed: list[SynapseCall]
 
 
 class NeuronSite(Neuron):
@@ -120,7 +123,8 @@ class NeuronSite(Neuron):
         self._recover()
         if self.adapter.delayed:
             args, kwargs = self._mark_delayed(args, kwargs, fresh)
-        opened = _OpenStep(fresh, membrane, None, None, None)
+        opened = _OpenStep(fresh, membrane, None, None, None, [])
+        args, kwargs = self._with_skipped(opened, args, kwargs)
         args = self._by_heart(opened, args, kwargs)
         if self.own_weights:
             passed = None if opened.knowledge is None else self.passed
@@ -130,6 +134,21 @@ class NeuronSite(Neuron):
         self.tap.clear()
         self.tap.open = True
         return args, kwargs
+
+    def _with_skipped(
+        self, opened: _OpenStep, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Marks the input with synapses that usually add to it and were not called at this step."""
+        name = None if args else next(iter(kwargs), None)
+        current = args[0] if args else kwargs.get(name or "")
+        if not isinstance(current, Tensor) or self.adapter.delayed:
+            return args, kwargs
+        opened.summed = summed_calls(current)
+        traces = None if opened.fresh else self.layers.running(opened.incoming)
+        if traces is None:
+            return args, kwargs
+        current = mark_skipped(self, traces, current, opened.summed)
+        return ((current, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: current})
 
     def _by_heart(self, opened: _OpenStep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Lets the module run on an input off the graph, where its derivatives are known by heart."""
@@ -228,7 +247,7 @@ class NeuronSite(Neuron):
         index = self._time(traces, boundaries)
         check_lengths(self, membrane)
         supervised = self.session.needs_graph(index)
-        inputs = move_edges(self, traces, groups, inner, 1, index, supervised)
+        inputs = move_edges(self, traces, groups, inner, 1, index, supervised, opened.summed)
         v, gate = step.threshold_distance, step.gate
         distance = None if v is None else v.detach().unsqueeze(0)
         gate = None if gate is None else gate.unsqueeze(0)
