@@ -27,6 +27,9 @@ from stllr_plugin.responses.known import (
 )
 from stllr_plugin.synapses import ConvSynapse, LinearSynapse
 
+# Methods that a user may have replaced on one neuron, which then does something else than is known here.
+_OWN_METHODS = frozenset({"mem_reset", "_base_state_function", "_base_sub", "_base_zero", "_base_int"})
+
 
 class LeakyKnowledge(Knowledge):
     """Leaky and RLeaky as the library makes them, with numbers that are not trained."""
@@ -166,13 +169,16 @@ def _is_plain(neuron: Neuron) -> bool:
     from stllr_plugin.neurons.snntorch import spike_gain
 
     module: Any = neuron.module
+    kind: Any = type(module)
     return (
-        type(module) in (Leaky, RLeaky)
+        kind in (Leaky, RLeaky)
         and getattr(neuron.tap, "own", None) is None  # a `fire` of the user's on this instance
+        and _OWN_METHODS.isdisjoint(module.__dict__)
+        and getattr(module.state_function, "__func__", None) in (kind._base_sub, kind._base_zero, kind._base_int)
         and not module.inhibition
         and not module.state_quant
         # With a reset to zero du/d(input) is not 1 in an RLeaky, nor is d(mem)/du where it comes within the step.
-        and not (module.reset_mechanism_val == 1 and (type(module) is RLeaky or not module.reset_delay))
+        and not (module.reset_mechanism_val == 1 and (kind is RLeaky or not module.reset_delay))
         and not any(isinstance(value, nn.Parameter) for value in (module.beta, module.threshold))
         and not module.graded_spikes_factor.requires_grad
         and spike_gain(module.graded_spikes_factor) is None

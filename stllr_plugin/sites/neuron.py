@@ -152,7 +152,7 @@ class NeuronSite(Neuron):
 
     def _by_heart(self, opened: _OpenStep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Lets the module run on an input off the graph, where its derivatives are known by heart."""
-        if self._knowledge is None or not args or not isinstance(args[0], Tensor):
+        if self._knowledge is None or not args or not isinstance(args[0], Tensor) or "forward" in self.module.__dict__:
             return args
         current = args[0]
         if not self._hooks_are_next() or not self._knowledge.serves(self, current, args[1:], kwargs):

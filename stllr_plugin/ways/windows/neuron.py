@@ -84,7 +84,8 @@ def _response(
 ) -> Response:
     num_steps = steps.window.num_steps
     knowledge = find_knowledge(site.module)
-    if knowledge is not None and knowledge.serves(site, current, args, kwargs):
+    plain = getattr(forward, "__func__", None) is type(site.module).forward  # not one that the user has put there
+    if knowledge is not None and plain and knowledge.serves(site, current, args, kwargs):
         known = knowledge.scan(site, num_steps, current, args, kwargs)
         if known is not None:
             return known.acts_on(current)
