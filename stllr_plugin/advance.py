@@ -19,6 +19,7 @@ from stllr_plugin.record import PostFactors, SynapticInput
 from stllr_plugin.responses.base import InnerSynapse
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.traces import EdgeTraces, NeuronTraces, PostTrace, edge_name
+from stllr_plugin.unknown_spikes import WAY_OUT
 from stllr_plugin.walk import Found
 
 Key = tuple[int, int]  # id of a synapse's site, number of the call within a step
@@ -124,7 +125,7 @@ def _consume(neuron: str, call: SynapseCall, step: int) -> None:
         raise SequenceInputError(
             f"One output of synapse {call.site.name!r} reaches neuron {neuron!r} at more than one time step. If "
             "the synapse was run on all steps at once, call it at each step, on that step's input. If a module in "
-            "between keeps a state from step to step, detach the state, or name the module in exclude=[...]."
+            f"between keeps a state from step to step, detach the state. {WAY_OUT}"
         )
     call.consumers[neuron] = step
     if call.gate is not None and call.gate.made_at < step:
@@ -172,7 +173,12 @@ def move_posts(
     before: dict[tuple[Psi | None, float], Tensor | None] = {}
     called = dict.fromkeys(synaptic.rule for synaptic in inputs)
     others = (neuron.rule_for(edge.site.rule) for edge in traces.edges.values())
-    for rule in {**called, **dict.fromkeys(others)} or (neuron.rule,):  # without any yet: what they will have
+    rules = {**called, **dict.fromkeys(others)}
+    if not rules and (neuron.session.uncalled or traces.shared):  # its synapse may be one that was not called yet
+        rules[neuron.rule] = None
+    elif not rules:
+        traces.posts.clear()
+    for rule in rules:
         key = (resolve_psi(rule.psi), rule.lambda_post)
         if rule.alpha_post != 0.0 and key not in before:
             post = traces.posts.get(key)
@@ -191,9 +197,9 @@ def _check_from_the_first_step(neuron: Neuron, traces: NeuronTraces, rule: STLLR
     if traces.steps <= num_steps or rule.lambda_post == 0.0:
         return
     raise StateError(
-        f"Neuron {neuron.name!r} has run {traces.steps} steps of this sequence before a synapse with a rule of its own "
-        "was called for the first time, so that nobody knew of its postsynaptic trace. Call that layer from the first "
-        "step on, on zeros where nothing came in, or give it the rule that the neuron has."
+        f"Neuron {neuron.name!r} has run {traces.steps} steps of this sequence before a synapse with this rule fed "
+        "it for the first time, so that nobody has kept its postsynaptic trace. Call that layer from the first step "
+        "on, on zeros where nothing came in."
     )
 
 

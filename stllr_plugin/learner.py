@@ -251,6 +251,7 @@ class STLLRLearner(OptimizerFacade):
                     "gradients back, which the processes have not averaged. Nothing was updated. Run the sequence to "
                     "its end, announce its real length with learner.reset(num_steps=...), or leave fold_steps out."
                 )
+            self._session.watch.check()
             self.flush()
             self._check_captured()
             self._signal.check_delivered()

@@ -149,6 +149,7 @@ class Network:
             keep_target: Whether the target that was set is for the sequence to come.
             last: Number of supervised steps at its end, where that is not the learner's.
         """
+        self.session.watch.check()
         self.flush()
         self.session.supervision.begin(num_steps, lengths, last)
         self.restart(ended_by_step=False, keep_target=keep_target)

@@ -7,6 +7,7 @@ from torch import nn
 
 from stllr_plugin.clock import Clock
 from stllr_plugin.supervision import OpenWindow, Sequence, Span, Supervision
+from stllr_plugin.unknown_spikes import ValueWatch
 
 
 class Session:
@@ -22,6 +23,8 @@ class Session:
         product_dtype: In which the weights' gradients are multiplied; None for at least float32.
         captures: How many gradients of the rule were delivered since the last update.
         time: The model's clock.
+        uncalled: Synapses that have not been called since the sequence began.
+        watch: What may be spikes of neurons that the learner does not know.
     """
 
     def __init__(
@@ -37,6 +40,8 @@ class Session:
         self.trial = False
         self.captures = 0
         self.time = Clock(supervision)
+        self.uncalled: set[object] = set()
+        self.watch = ValueWatch()
         self._orders = 0
 
     @property

@@ -138,6 +138,7 @@ class NeuronTraces:
 
     Attributes:
         number: Which of the layers is meant that the same synapses feed.
+        shared: Whether the neuron module serves other layers as well.
         sequence: Number of the sequence in which the layer ran last; -1 before its first step.
         steps: Time steps that it has run since the sequence began: a count of its own, which says nothing of the time.
         last_step: The last of them; -1 before the first.
@@ -152,6 +153,7 @@ class NeuronTraces:
     """
 
     number: int = 0
+    shared: bool = False
     sequence: int = -1
     steps: int = 0
     last_step: int = -1

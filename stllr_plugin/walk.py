@@ -8,6 +8,7 @@ from torch.autograd.graph import Node
 
 from stllr_plugin.calls import SynapseCall
 from stllr_plugin.marks import Mark, StepsTaken, mark_of
+from stllr_plugin.unknown_spikes import refuse_spike_functions, spike_function_at
 
 # A tag that was reached: its node, its call, and whether the root depends on it through additions alone.
 Found = tuple[Node, SynapseCall, bool]
@@ -24,11 +25,15 @@ def find_calls(root: Node, output_shape: torch.Size) -> tuple[list[Found], list[
         For each tag that was reached: its node, its call, and whether the membrane depends on it through additions
         alone (so that du/d(output) is the identity). The walk goes on behind a synapse, for layers without a neuron in
         between; it ends at the outputs of other neurons. Second, the marks of the nodes at which it ended.
+
+    Raises:
+        StateError: If there is a spike function on the way, of a neuron that the learner does not know.
     """
     found: list[Found] = []
     boundaries: list[Mark] = []
     seen: set[Node] = set()
     tangled = False
+    strange: list[str] = []
     stack: list[tuple[Node, bool]] = [(root, True)]
     while stack:
         node, identity = stack.pop()
@@ -45,10 +50,15 @@ def find_calls(root: Node, output_shape: torch.Size) -> tuple[list[Found], list[
             if mark.ends:
                 boundaries.append(mark)
                 continue
+        elif (spikes := spike_function_at(node)) is not None:
+            strange.append(spikes)
         for position, (following, _) in enumerate(node.next_functions):
             if following is None or type(following).__name__ == "AccumulateGrad":
                 continue
             stack.append((following, identity and _adds(node, position)))
+    if strange:
+        names = sorted({repr(call.site.name) for _, call, _ in found})
+        refuse_spike_functions(strange, f"behind {' and '.join(names) or 'other layers'}")
     if tangled:
         found = [(node, call, False) for node, call, _ in found]
     found.sort(key=lambda item: item[1].order)
@@ -80,8 +90,43 @@ def summed_calls(tensor: Tensor) -> list[SynapseCall]:
     return found
 
 
+def made_without_neuron(root: Node) -> tuple[bool, list[SynapseCall]]:
+    """What may be the spikes of a neuron that the learner does not know, since it was made from a synapse's output.
+
+    Returns:
+        Whether the root may be: something other than sums lies between it and a synapse. And the calls of synapses
+        whose inputs may be, as nothing but such things lies between them and another synapse.
+    """
+    itself = False
+    calls: dict[int, SynapseCall] = {}
+    seen: set[Node] = set()
+    stack: list[tuple[Node, SynapseCall | None, bool]] = [(root, None, True)]
+    while stack:
+        node, behind, plain = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        mark = mark_of(node)
+        if mark is not None and mark.ends:
+            continue
+        if mark is not None and mark.call is not None:
+            if not plain and behind is None:
+                itself = True
+            elif not plain and behind is not None:
+                calls[id(behind)] = behind
+            behind, plain = mark.call, True
+        for position, (following, _) in enumerate(node.next_functions):
+            if following is not None and type(following).__name__ != "AccumulateGrad":
+                stack.append((following, behind, plain and (mark is not None or _adds(node, position))))
+    return itself, list(calls.values())
+
+
 def records_behind(root: Node) -> tuple[list[StepsTaken], bool]:
-    """The steps of neurons whose outputs a tensor was made from, and whether parameters took part on the way."""
+    """The steps of neurons whose outputs a tensor was made from, and whether parameters took part on the way.
+
+    Raises:
+        StateError: If there is a spike function on the way, of a neuron that the learner does not know.
+    """
     records: list[StepsTaken] = []
     parameters = False
     seen: set[Node] = set()
@@ -96,6 +141,8 @@ def records_behind(root: Node) -> tuple[list[StepsTaken], bool]:
             if mark.record is not None:
                 records.append(mark.record)
             continue
+        if mark is None and (spikes := spike_function_at(node)) is not None:
+            refuse_spike_functions([spikes], "in front of a synapse")
         parameters = parameters or type(node).__name__ == "AccumulateGrad"
         stack.extend(following for following, _ in node.next_functions if following is not None)
     return records, parameters

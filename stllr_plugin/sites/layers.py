@@ -94,6 +94,8 @@ class Layers:
 
     def _another(self, number: int) -> NeuronTraces:
         self.all.append(NeuronTraces(number=number))
+        for traces in self.all:
+            traces.shared = len(self.all) > 1
         return self.all[-1]
 
     def _follow(self, traces: NeuronTraces, incoming: Tensor | None, fresh: bool) -> None:

@@ -28,6 +28,7 @@ from stllr_plugin.signals.base import LearningSignal
 from stllr_plugin.sites.broadcast import refuse_broadcast_states
 from stllr_plugin.sites.layers import Layers
 from stllr_plugin.sites.skipped import mark_skipped
+from stllr_plugin.sites.unknown import look_for_spikes
 from stllr_plugin.traces import NeuronTraces
 from stllr_plugin.walk import find_calls, summed_calls
 
@@ -236,6 +237,7 @@ class NeuronSite(Neuron):
         assert membrane is not None
         root = membrane if opened.current is None else opened.current
         calls, boundaries = ([], []) if root.grad_fn is None else find_calls(root.grad_fn, root.shape)
+        look_for_spikes(self.session, f"neuron {self.name!r}", root, [call for _, call, _ in calls])
         groups = group_calls(calls)
         response: Response | None = None
         if opened.knowledge is not None and opened.current is not None:

@@ -17,6 +17,7 @@ from stllr_plugin.precision import full_precision
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.session import Session
 from stllr_plugin.synapses import Synapse, Term
+from stllr_plugin.unknown_spikes import WAY_OUT
 from stllr_plugin.walk import records_behind
 
 
@@ -75,6 +76,7 @@ class ModuleSite(SynapseSite):
     def begin(self) -> None:
         """See the base class."""
         super().begin()
+        self.session.uncalled.add(self)
         self._recover()
 
     def _recover(self) -> None:
@@ -106,6 +108,7 @@ class ModuleSite(SynapseSite):
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Takes the weight out of the graph for the call that follows; returns other arguments if need be."""
         self._recover()
+        self.session.uncalled.discard(self)
         recording = self.session.is_recording
         parameters = self.synapse.trainable(self.module) if recording else []
         if not parameters and not (recording and self.stands_aside):
@@ -155,8 +158,7 @@ class ModuleSite(SynapseSite):
                 f"The input of synapse {self.name!r} joins outputs of this time step with some of an earlier one that "
                 "still have their graph. Nothing may flow between time steps: detach what you carry over "
                 "(spikes.detach()); if you sum or average over time, apply the layer at each step and sum its "
-                "outputs, or "
-                f"leave it to ordinary gradients with exclude=[{self.name!r}]."
+                f"outputs, or leave it to ordinary gradients with exclude=[{self.name!r}]. {WAY_OUT}"
             )
         else:  # a synapse that runs before the first neuron: only the neuron that it feeds can tell which step this is
             self.gate = InputGate(min(steps), parameters)
