@@ -46,7 +46,7 @@ class Graft(Function):
         if mark.nested:
             return nothing
         record: Record = mark.record  # type: ignore[assignment]
-        record.used = True
+        record.use()
         shown = [None if delta is None else record.span.mask(delta) for delta in deltas]
         some = next((delta for delta in shown if delta is not None), None)
         if some is None:

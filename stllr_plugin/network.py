@@ -156,6 +156,7 @@ class Network:
 
     def restart(self, *, ended_by_step: bool, keep_target: bool = False) -> None:
         """Resets traces and states; the sequence itself is begun by the caller."""
+        self.session.kept.tell()
         for neuron in self.neurons:
             neuron.reset(None, ended_by_step)
         for kept in self._kept:

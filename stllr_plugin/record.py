@@ -21,6 +21,7 @@ from torch.autograd.graph import GradientEdge, Node
 from stllr_plugin.calls import SynapseCall
 from stllr_plugin.errors import StateError
 from stllr_plugin.folding import fold, traces_before
+from stllr_plugin.kept_graphs import GraphCount
 from stllr_plugin.marks import Mark, mark_of, nested
 from stllr_plugin.responses.base import Response
 from stllr_plugin.rule import STLLRRule
@@ -186,6 +187,7 @@ class Record:
         posts: The postsynaptic side, by rule.
         psi_carries: psi(v) if psi carries the learning signal to the layer below; None if the neuron's surrogate does.
         boundaries: Marks of the nodes at which the walk to the synapses ended.
+        graphs: Counts the layer's steps that are used.
         used: Whether a backward pass has come by.
     """
 
@@ -197,7 +199,20 @@ class Record:
     posts: dict[STLLRRule, PostFactors]
     psi_carries: Tensor | None
     boundaries: Sequence[Mark] = ()
+    graphs: GraphCount | None = None
     used: bool = False
+
+    def use(self) -> None:
+        """Notes that a backward pass has come by."""
+        if not self.used:
+            self.used = True
+            if self.graphs is not None:
+                self.graphs.alive += 1
+
+    def __del__(self) -> None:
+        """Its graph is gone."""
+        if self.used and self.graphs is not None:
+            self.graphs.alive -= 1
 
     @property
     def together(self) -> bool:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from stllr_plugin.clock import Clock
+from stllr_plugin.kept_graphs import KeptGraphs
 from stllr_plugin.supervision import OpenWindow, Sequence, Span, Supervision
 from stllr_plugin.unknown_spikes import ValueWatch
 
@@ -24,6 +25,7 @@ class Session:
         captures: How many gradients of the rule were delivered since the last update.
         time: The model's clock.
         uncalled: Synapses that have not been called since the sequence began.
+        kept: Graphs of earlier steps that are kept alive.
         watch: What may be spikes of neurons that the learner does not know.
     """
 
@@ -41,6 +43,7 @@ class Session:
         self.captures = 0
         self.time = Clock(supervision)
         self.uncalled: set[object] = set()
+        self.kept = KeptGraphs()
         self.watch = ValueWatch()
         self._orders = 0
 

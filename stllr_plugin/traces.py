@@ -16,6 +16,7 @@ from stllr_plugin.activations import Psi
 from stllr_plugin.calls import SynapseSite
 from stllr_plugin.errors import StateError
 from stllr_plugin.folding import last_trace
+from stllr_plugin.kept_graphs import GraphCount
 from stllr_plugin.waiting import WaitingSteps
 
 
@@ -150,6 +151,7 @@ class NeuronTraces:
             Holding it keeps its memory from being given to another tensor, which would then look like the same state.
         ended: The same of the sequence before, where another one began without a reset.
         ended_by_step: Whether ``step()`` has just ended the sequence.
+        graphs: Its steps that a backward pass has used.
     """
 
     number: int = 0
@@ -164,6 +166,7 @@ class NeuronTraces:
     last_membrane: tuple[Tensor, int] | None = None
     ended: tuple[Tensor, int] | None = None
     ended_by_step: bool = False
+    graphs: GraphCount = field(default_factory=GraphCount)
 
     def restart(self) -> None:
         """Forgets the sequence; edges keep their names."""

@@ -247,6 +247,7 @@ class NeuronSite(Neuron):
         fed_by = {call.site for _, call, _ in calls} | {synapse.call.site for synapse in inner}
         traces = self.layers.find(fed_by, opened.incoming, opened.fresh)
         index = self._time(traces, boundaries)
+        self.session.kept.look(self.name, traces.graphs, index)
         check_lengths(self, membrane)
         supervised = self.session.needs_graph(index)
         inputs = move_edges(self, traces, groups, inner, 1, index, supervised, opened.summed)
@@ -263,7 +264,15 @@ class NeuronSite(Neuron):
                 response = live_response(step, output, states, carries is not None)
             response.forget_distance(carries is not None)
             record = Record(
-                self.name, self.session, self.session.span(index), response, inputs, posts, carries, boundaries
+                self.name,
+                self.session,
+                self.session.span(index),
+                response,
+                inputs,
+                posts,
+                carries,
+                boundaries,
+                traces.graphs,
             )
             result = self._grafted(record, step.spikes, output)
         traces.remember(self.adapter.returned_membrane(self.module, result))
