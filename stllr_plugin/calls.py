@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +23,13 @@ from stllr_plugin.supervision import Span
 from stllr_plugin.synapses import Term
 
 _PROBES = 3  # backward passes that are looked at for a current that skips the neuron
+
+
+class WeightProduct(Protocol):
+    """How an output follows from an input and a weight."""
+
+    def weight_gradients(self, terms: Sequence[Term], weight: Tensor) -> Tensor:
+        """The weight's gradient, summed over pairs of an input and an output gradient."""
 
 
 class SynapseSite:
@@ -90,6 +97,7 @@ class SynapseSite:
         weight: Tensor | None,
         bias: Tensor | None = None,
         anchor: Tensor | None = None,
+        product: WeightProduct | None = None,
     ) -> Tensor:
         """Marks the output of one call; the output of a readout at a step that is not supervised leaves the graph.
 
@@ -99,6 +107,7 @@ class SynapseSite:
             weight: The weight; None where nothing is to be learned.
             bias: The bias, where its gradient is not left to the module.
             anchor: In place of a weight that is None: a parameter, so that the mark is in a graph, where neurons look.
+            product: How the output follows from input and weight, where the site does not know.
         """
         first = self._first_clock is None
         if first:
@@ -119,6 +128,7 @@ class SynapseSite:
             output.shape,
             self.session.span(step),
             gate,
+            product=product,
         )
         if first:
             self._first_call, self._first_step = call, step
@@ -161,16 +171,22 @@ class SynapseSite:
         if call.x._version != call.version:
             raise StateError(changed_in_place(repr(self.name)))
 
-    def product(self, weight: Tensor, terms: Sequence[Term]) -> Tensor:
+    def product(self, weight: Tensor, terms: Sequence[Term], product: WeightProduct | None = None) -> Tensor:
         """The weight's gradient, of its shape and dtype, summed over pairs of an input and an output gradient.
 
         Computed in at least float32, unless the learner was told otherwise.
+
+        Args:
+            weight: The weight.
+            terms: The pairs.
+            product: That of the call, where the site does not know how the output follows from input and weight.
         """
         dtype = self.session.product_dtype
         if dtype is None:
             dtype = weight.dtype if weight.dtype in (torch.float32, torch.float64) else torch.float32
         terms = [(x.to(dtype), g.to(dtype)) for x, g in terms]
-        return self._weight_gradient(terms, weight.to(dtype)).to(weight.dtype)
+        gradients = self._weight_gradient if product is None else product.weight_gradients
+        return gradients(terms, weight.to(dtype)).to(weight.dtype)
 
     def is_batched(self, x: Tensor, weight: Tensor) -> bool:
         """Whether the first dimension of an input is a batch."""
@@ -223,6 +239,7 @@ class SynapseCall:
         gate: What lets the learning signal on to the input, where the input may come from an earlier step.
         consumers: Neurons that it fed, and the time step. If there is none, the weight gets its ordinary gradient.
         expected: What the neurons that it fed have sent back so far, while the site is being probed.
+        product: How the output follows from input and weight, where the site does not know.
     """
 
     site: SynapseSite
@@ -235,11 +252,16 @@ class SynapseCall:
     gate: InputGate | None = None
     consumers: dict[str, int] = field(default_factory=dict)
     expected: Tensor | None = None
+    product: WeightProduct | None = None
 
     def expect(self, gradient: Tensor) -> None:
         """Notes what a neuron sends back to this output, if anybody will ask."""
         if self.site.probes > 0:
             self.expected = gradient if self.expected is None else self.expected + gradient
+
+    def weight_gradient(self, terms: Sequence[Term]) -> Tensor:
+        """The weight's gradient, summed over pairs of an input and an output gradient."""
+        return self.site.product(self.trained_weight().detach(), terms, self.product)
 
     def trained_weight(self) -> Tensor:
         """The weight, within the graph of its originals."""
@@ -290,7 +312,7 @@ class Tag(Function):
         if ctx.needs_input_grad[2]:
             site.session.count_capture()
             site.check_input(call)
-            weight_grad = site.product(call.trained_weight().detach(), [(call.x, shown)])
+            weight_grad = call.weight_gradient([(call.x, shown)])
         return None, shown, weight_grad, site.bias_gradient(shown) if wants_bias else None
 
 

@@ -99,9 +99,8 @@ class SynapticInput:
         return self._multiplied(terms)
 
     def _multiplied(self, terms: list[Term]) -> Tensor:
-        site = self.call.site
-        site.check_input(self.call)
-        return site.product(self.call.trained_weight().detach(), terms)
+        self.call.site.check_input(self.call)
+        return self.call.weight_gradient(terms)
 
     def nothing(self) -> Tensor | None:
         """Zeros for weights that a neuron holds itself, since Norse puts hooks on them that cannot take None."""
@@ -264,7 +263,8 @@ class Record:
             of_first = self._pulled(first, states, members)
             of_second = self._pulled(second, [None] * len(states), members)
             for i in members:
-                gradient = self._folded if folds else SynapticInput.gradient
+                known = self.inputs[i].call.product is None  # else the weight may be another one at each call
+                gradient = self._folded if folds and known else SynapticInput.gradient
                 weights[i] = gradient(self.inputs[i], of_first.get(i), of_second.get(i))
         return weights
 

@@ -46,7 +46,10 @@ def find_calls(root: Node, output_shape: torch.Size) -> tuple[list[Found], list[
             call: SynapseCall | None = mark.call
             if call is not None:
                 found.append((node, call, identity and call.output_shape == output_shape))
-                identity = False  # a synapse behind this one reaches the membrane through its weight
+                behind = node.next_functions[0][0]  # what made the output; the others made the weight
+                if behind is not None:
+                    stack.append((behind, False))  # a synapse behind this one reaches the membrane through its weight
+                continue
             if mark.ends:
                 boundaries.append(mark)
                 continue
@@ -140,6 +143,10 @@ def records_behind(root: Node) -> tuple[list[StepsTaken], bool]:
         if mark is not None and mark.ends:
             if mark.record is not None:
                 records.append(mark.record)
+            continue
+        if mark is not None and mark.call is not None:
+            parameters = parameters or len(node.next_functions) > 1
+            stack += [following for following, _ in node.next_functions[:1] if following is not None]
             continue
         if mark is None and (spikes := spike_function_at(node)) is not None:
             refuse_spike_functions([spikes], "in front of a synapse")
