@@ -1,9 +1,11 @@
 """Products of a layer's input with its weights, found while the layer's own ``forward`` runs.
 
 Nothing is assumed of a layer whose ``forward`` is not its library's. What the rule needs of it are its products, calls
-like ``linear(x, w)`` or ``conv2d(x, w)`` in which x was made from the layer's input and w from parameters alone. Each is
-an eligible synapse with the weight w: its gradient goes on to the parameters as autograd finds it, and what happens to
-the input before and to the output after is pulled back like anything else between two layers.
+like ``linear(x, w)`` or ``conv2d(x, w)`` in which x was made from the layer's input and w from parameters alone. The
+gradient of w is the rule's, and goes on to the parameters as autograd finds it. What happens to the input before and to
+the output after is pulled back like anything else between two layers. So the gradient is right for weights that are
+masked, scaled, standardised or quantised as well as for norms, scales and several products inside; a use of the
+layer's weight that is no such product is noticed by the walk to the neuron and refused.
 """
 
 from __future__ import annotations
@@ -67,6 +69,15 @@ class Products(TorchFunctionMode):
         self.site = site
         self._made: dict[int, Tensor] = {}  # tensors that were made from the input
         self._note(inputs)
+
+    def begin(self) -> None:
+        """The forward begins."""
+        self.__enter__()  # type: ignore[no-untyped-call]
+
+    def end(self) -> None:
+        """The forward has ended."""
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self._made.clear()
 
     @eager
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import nn
 
@@ -27,6 +29,8 @@ class Session:
         uncalled: Synapses that have not been called since the sequence began.
         kept: Graphs of earlier steps that are kept alive.
         watch: What may be spikes of neurons that the learner does not know.
+        weights: By id of a parameter behind a synapse's weight: the name of the synapse.
+        look_at_model: Called once per sequence, before anything of the model runs.
     """
 
     def __init__(
@@ -45,7 +49,18 @@ class Session:
         self.uncalled: set[object] = set()
         self.kept = KeptGraphs()
         self.watch = ValueWatch()
+        self.weights: Mapping[int, str] = {}
+        self.look_at_model: Callable[[], None] | None = None
+        self._looked_at = -1
         self._orders = 0
+
+    def enter(self) -> None:
+        """A part of the model runs: looks at the model where that is the first time in this sequence."""
+        number = self.supervision.sequence.number
+        if number != self._looked_at:
+            if self.look_at_model is not None:
+                self.look_at_model()
+            self._looked_at = number
 
     @property
     def is_recording(self) -> bool:

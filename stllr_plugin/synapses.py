@@ -237,6 +237,7 @@ def convolution_weight_gradient(
     output_padding: Any,
     groups: int,
 ) -> Tensor:
+    """Gradient of a convolution's weight; the arguments as torch's own."""
     gradient: Tensor = torch.ops.aten.convolution_backward(
         g, x, weight, None, stride, padding, dilation, transposed, output_padding, groups, (False, True, False)
     )[1]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
 from stllr_plugin.calls import SynapseCall
+from stllr_plugin.errors import StateError
 from stllr_plugin.marks import Mark, StepsTaken, mark_of
 from stllr_plugin.unknown_spikes import refuse_spike_functions, spike_function_at
 
@@ -14,12 +17,16 @@ from stllr_plugin.unknown_spikes import refuse_spike_functions, spike_function_a
 Found = tuple[Node, SynapseCall, bool]
 
 
-def find_calls(root: Node, output_shape: torch.Size) -> tuple[list[Found], list[Mark]]:
+def find_calls(
+    root: Node, output_shape: torch.Size, weights: Mapping[int, str] | None = None
+) -> tuple[list[Found], list[Mark]]:
     """Walks the graph of one step from the membrane (or a neuron's input) back to the synapse calls that feed it.
 
     Args:
         root: Graph node of the membrane.
         output_shape: The membrane's shape.
+        weights: By id of a parameter, the name of the synapse whose weight it makes. None of them may be reached other
+            than through a tag.
 
     Returns:
         For each tag that was reached: its node, its call, and whether the membrane depends on it through additions
@@ -27,7 +34,7 @@ def find_calls(root: Node, output_shape: torch.Size) -> tuple[list[Found], list[
         between; it ends at the outputs of other neurons. Second, the marks of the nodes at which it ended.
 
     Raises:
-        StateError: If there is a spike function on the way, of a neuron that the learner does not know.
+        StateError: If there is a spike function on the way, of a neuron that the learner does not know; or a weight.
     """
     found: list[Found] = []
     boundaries: list[Mark] = []
@@ -56,7 +63,11 @@ def find_calls(root: Node, output_shape: torch.Size) -> tuple[list[Found], list[
         elif (spikes := spike_function_at(node)) is not None:
             strange.append(spikes)
         for position, (following, _) in enumerate(node.next_functions):
-            if following is None or type(following).__name__ == "AccumulateGrad":
+            if following is None:
+                continue
+            if type(following).__name__ == "AccumulateGrad":
+                if weights and id(following.variable) in weights:  # type: ignore[attr-defined]
+                    _refuse_use(weights[id(following.variable)])  # type: ignore[attr-defined]
                 continue
             stack.append((following, identity and _adds(node, position)))
     if strange:
@@ -66,6 +77,16 @@ def find_calls(root: Node, output_shape: torch.Size) -> tuple[list[Found], list[
         found = [(node, call, False) for node, call, _ in found]
     found.sort(key=lambda item: item[1].order)
     return found, boundaries
+
+
+def _refuse_use(name: str) -> None:
+    raise StateError(
+        f"The weight of layer {name!r} reaches a neuron other than through a call of the layer, where it would learn "
+        f"by other gradients: a function such as F.linear(x, layer.weight), or a forward of the layer's own that uses "
+        "its weight in a way that is no product with its input. Call the layer itself. If its weight is changed before "
+        "use, make that a parametrization (torch.nn.utils.parametrize.register_parametrization). To train it with "
+        f"ordinary gradients, name it in exclude=[{name!r}]."
+    )
 
 
 def _adds(node: Node, position: int) -> bool:

@@ -108,6 +108,7 @@ class NeuronSite(Neuron):
             self._open.append(None)
             return None
         refuse_recomputation(self.name)
+        self.session.enter()
         if args and isinstance(args[0], Tensor) and args[0].is_sparse:
             raise StateError(f"Neuron {self.name!r} received a sparse tensor; pass x.to_dense().")
         if self._evaluated:
@@ -236,7 +237,9 @@ class NeuronSite(Neuron):
         membrane = step.membrane
         assert membrane is not None
         root = membrane if opened.current is None else opened.current
-        calls, boundaries = ([], []) if root.grad_fn is None else find_calls(root.grad_fn, root.shape)
+        calls, boundaries = (
+            ([], []) if root.grad_fn is None else find_calls(root.grad_fn, root.shape, self.session.weights)
+        )
         look_for_spikes(self.session, f"neuron {self.name!r}", root, [call for _, call, _ in calls])
         groups = group_calls(calls)
         response: Response | None = None

@@ -114,7 +114,7 @@ class ModuleSite(SynapseSite):
         if opened.computed is not None:
             opened.weight = opened.computed.release()
         if opened.products is not None:
-            opened.products.__exit__(None, None, None)
+            opened.products.end()
         name = self.synapse.weight_name
         used = self.module.__dict__.get(name)
         if used is not None:
@@ -131,6 +131,8 @@ class ModuleSite(SynapseSite):
         self._recover()
         self.session.uncalled.discard(self)
         recording = self.session.is_recording
+        if recording:
+            self.session.enter()
         if recording and self.has_own_forward and not self.stands_aside:
             return self._before_own_forward(args, kwargs)
         parameters = self.synapse.trainable(self.module) if recording else []
@@ -170,7 +172,7 @@ class ModuleSite(SynapseSite):
         opened = _OpenCall(None, [], products=Products(self, (args, kwargs) if changed is None else changed))
         self._open.append(opened)
         assert opened.products is not None
-        opened.products.__enter__()
+        opened.products.begin()
         return changed
 
     def _without_past(

@@ -51,7 +51,9 @@ def run_neuron(
     num_steps, supervised = window.num_steps, window.supervised
     current, args, kwargs = _first_states(site.name, steps, args, kwargs)
     response = _response(site, steps, forward, current, args, kwargs)
-    calls, boundaries = ([], []) if current.grad_fn is None else find_calls(current.grad_fn, current.shape)
+    calls, boundaries = (
+        ([], []) if current.grad_fn is None else find_calls(current.grad_fn, current.shape, site.session.weights)
+    )
     groups = group_calls(calls)
     step = window.stop - 1
     traces = _traces_of(site, groups, response)
