@@ -15,14 +15,13 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from stllr_plugin.arrivals import Arrivals, compare
 from stllr_plugin.errors import StateError
 from stllr_plugin.marks import Mark
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.session import Session
 from stllr_plugin.supervision import Span
 from stllr_plugin.synapses import Term
-
-_PROBES = 3  # backward passes that are looked at for a current that skips the neuron
 
 
 class WeightProduct(Protocol):
@@ -41,7 +40,7 @@ class SynapseSite:
         rule: Rule chosen for this synapse by name, or None to use the rule of the neuron that it feeds.
         last_call: The latest call of this sequence.
         owned: Whether a neuron module holds the weight itself.
-        probes: How many more backward passes are looked at for a current that skips the neuron.
+        inside: Whether a neuron module holds it, so that nobody else sees its output.
         stands_aside: Whether the neuron around it takes care of its call: it then only notes its input.
         passed: What it was called on last while it stood aside.
     """
@@ -55,7 +54,7 @@ class SynapseSite:
         self.rule = rule
         self.is_readout = False  # known two steps after the first call
         self.gate: InputGate | None = None
-        self.probes = _PROBES
+        self.inside = self.owned
         self.stands_aside = False
         self.passed: Tensor | None = None
         self.begin()
@@ -142,28 +141,6 @@ class SynapseSite:
             "Nothing may flow between time steps: detach what you carry over (spikes.detach()) before that layer."
         )
 
-    def probe(self, call: SynapseCall, grad: Tensor) -> None:
-        """Refuses an output that reaches the loss past the neuron that it feeds as well.
-
-        The rule holds for what goes through the neuron. The rest would need its ordinary gradient, but comes in one sum
-        with it. How a network is wired shows in its first backward passes.
-
-        Raises:
-            StateError: If not all of the gradient comes from neurons.
-        """
-        self.probes -= 1
-        expected, call.expected = call.expected, None
-        rest = grad if expected is None else grad - expected.to(grad.dtype)
-        largest = grad.abs().max() if expected is None else torch.maximum(grad.abs().max(), expected.abs().max())
-        tolerance = 1e-4 if grad.dtype in (torch.float32, torch.float64) else 0.05
-        if bool(rest.abs().max() > tolerance * largest):
-            raise StateError(
-                f"The output of synapse {self.name!r} feeds {' and '.join(map(repr, call.consumers))}, and it reaches "
-                "the loss past the neuron as well (a current that skips it, a gate, a penalty). Its weight would lose "
-                "that part. Call the layer a second time for what does not go into the neuron, or name it in "
-                "exclude=[...]."
-            )
-
     # Gradients.
 
     def check_input(self, call: SynapseCall) -> None:
@@ -198,6 +175,17 @@ class SynapseSite:
     def bias_gradient(self, g: Tensor) -> Tensor:
         """Gradient of the module's bias for an output gradient, where that is not left to the module."""
         raise NotImplementedError
+
+
+def bypassed(calls: Sequence[SynapseCall]) -> str:
+    """Message of the error where a synapse's output reaches the loss past the neuron that it feeds."""
+    names = " and ".join(sorted({repr(call.site.name) for call in calls}))
+    neurons = " and ".join(sorted({repr(name) for call in calls for name in call.consumers}))
+    return (
+        f"The output of synapse {names} feeds {neurons}, and it reaches the loss past the neuron as well (a current "
+        "that skips it, a gate, a penalty), or a hook of yours changes its gradient. Its weight would lose that part. "
+        "Call the layer a second time for what does not go into the neuron, or name it in exclude=[...]."
+    )
 
 
 def changed_in_place(name: str) -> str:
@@ -238,8 +226,9 @@ class SynapseCall:
         span: The time step at which it ran; only meaningful for readouts that no neuron consumes.
         gate: What lets the learning signal on to the input, where the input may come from an earlier step.
         consumers: Neurons that it fed, and the time step. If there is none, the weight gets its ordinary gradient.
-        expected: What the neurons that it fed have sent back so far, while the site is being probed.
         product: How the output follows from input and weight, where the site does not know.
+        arrivals: What neurons have sent back to its output; None if nobody but them can have seen that.
+        onward: Where its input's gradient arrives, if other synapses are behind it.
     """
 
     site: SynapseSite
@@ -251,13 +240,9 @@ class SynapseCall:
     span: Span | None = None
     gate: InputGate | None = None
     consumers: dict[str, int] = field(default_factory=dict)
-    expected: Tensor | None = None
     product: WeightProduct | None = None
-
-    def expect(self, gradient: Tensor) -> None:
-        """Notes what a neuron sends back to this output, if anybody will ask."""
-        if self.site.probes > 0:
-            self.expected = gradient if self.expected is None else self.expected + gradient
+    arrivals: Arrivals | None = None
+    onward: Arrivals | None = None
 
     def weight_gradient(self, terms: Sequence[Term]) -> Tensor:
         """The weight's gradient, summed over pairs of an input and an output gradient."""
@@ -301,8 +286,11 @@ class Tag(Function):
         site = call.site
         wants_bias = len(ctx.needs_input_grad) > 3 and ctx.needs_input_grad[3] and not mark.nested
         if call.consumed:
-            if site.probes > 0 and not mark.nested:
-                site.probe(call, grad)
+            if not mark.nested:
+                if call.arrivals is not None:
+                    compare(grad, call.arrivals.take(), bypassed([call]), site.session.doubts)
+                if call.onward is not None:
+                    call.onward.tell(grad)
             return None, grad, None, site.bias_gradient(grad) if wants_bias else None
         assert call.span is not None
         shown = call.span.mask(grad)

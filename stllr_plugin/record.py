@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
+from stllr_plugin.arrivals import Arrivals
+from stllr_plugin.between import pull_back
 from stllr_plugin.calls import SynapseCall
 from stllr_plugin.errors import StateError
 from stllr_plugin.folding import fold, traces_before
@@ -187,6 +189,7 @@ class Record:
         psi_carries: psi(v) if psi carries the learning signal to the layer below; None if the neuron's surrogate does.
         boundaries: Marks of the nodes at which the walk to the synapses ended.
         graphs: Counts the layer's steps that are used.
+        arrivals: Whom to tell what goes back to the neuron's input; None if nobody asks.
         used: Whether a backward pass has come by.
     """
 
@@ -199,6 +202,7 @@ class Record:
     psi_carries: Tensor | None
     boundaries: Sequence[Mark] = ()
     graphs: GraphCount | None = None
+    arrivals: Arrivals | None = None
     used: bool = False
 
     def use(self) -> None:
@@ -228,8 +232,18 @@ class Record:
         signal, states = response.split(deltas)
         weights = self._weight_gradients(signal, states)
         links, parameters = response.carry(signal, self.psi_carries, states)
-        self._tell_probes(links)
+        self._tell(links)
         return links, weights, parameters
+
+    def _tell(self, links: list[Tensor | None]) -> None:
+        """Tells whoever guards the way to the synapses what is sent there, where the input is the link."""
+        gradient = links[0] if self.arrivals is not None else None
+        if gradient is not None:
+            assert self.arrivals is not None
+            dtype = self.response.input_dtype
+            if dtype is not None and gradient.dtype != dtype:  # or autograd would, to another tensor
+                links[0] = gradient = gradient.to(dtype)
+            self.arrivals.tell(gradient)
 
     def spike_gradients(self, delta: Tensor, *, causal: bool = True, noncausal: bool = True) -> list[Tensor | None]:
         """``sum_b delta_i e_ij`` for every input's weight, or of one of its two terms; delta as the spikes."""
@@ -353,34 +367,9 @@ class Record:
         shortcut = [(i, roots[0][1]) for i, _, identity in targets if plain and identity]
         through = [(i, node) for i, node, identity in targets if not (plain and identity)]
         with nested([*self.boundaries, *(mark for synaptic in self.inputs for mark in synaptic.marks)]):
-            gradients = torch.autograd.grad(
-                [edge for edge, _ in roots],
-                [GradientEdge(node, 0) for _, node in through],
-                [gradient for _, gradient in roots],
-                retain_graph=True,
-                allow_unused=True,
-            )
+            gradients = pull_back(roots, [node for _, node in through])
         found = [(i, gradient) for (i, _), gradient in zip(through, gradients, strict=True) if gradient is not None]
         return shortcut + found
-
-    def _tell_probes(self, links: list[Tensor | None]) -> None:
-        """Tells synapses that are being probed what is sent back to them."""
-        targets = [
-            (i, node, identity)
-            for i, synaptic in enumerate(self.inputs)
-            if synaptic.call.site.probes > 0
-            for node, identity in synaptic.nodes
-        ]
-        if not targets:
-            return
-        nodes = {(i, id(node)): node for i, node, _ in targets}
-        for edge, gradient in self.response.sent(links):
-            for (i, key), node in nodes.items():
-                identity = next(same for j, other, same in targets if j == i and id(other) == key)
-                for _, found in self._through([(edge, gradient)], [(i, node, identity)]):
-                    mark = mark_of(node)
-                    assert mark is not None
-                    mark.call.expect(found)
 
     # What autograd keeps for us.
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
+from stllr_plugin.arrivals import Doubts
 from stllr_plugin.clock import Clock
 from stllr_plugin.kept_graphs import KeptGraphs
 from stllr_plugin.supervision import OpenWindow, Sequence, Span, Supervision
@@ -29,6 +30,7 @@ class Session:
         uncalled: Synapses that have not been called since the sequence began.
         kept: Graphs of earlier steps that are kept alive.
         watch: What may be spikes of neurons that the learner does not know.
+        doubts: Whether gradients reached synapses past their neurons, where that is still on the device.
         weights: By id of a parameter behind a synapse's weight: the name of the synapse.
         look_at_model: Called once per sequence, before anything of the model runs.
     """
@@ -49,6 +51,7 @@ class Session:
         self.uncalled: set[object] = set()
         self.kept = KeptGraphs()
         self.watch = ValueWatch()
+        self.doubts = Doubts()
         self.weights: Mapping[int, str] = {}
         self.look_at_model: Callable[[], None] | None = None
         self._looked_at = -1

@@ -92,6 +92,8 @@ def _refuse_use(name: str) -> None:
 def _adds(node: Node, position: int) -> bool:
     """Whether a node adds one of its inputs, unchanged, to something."""
     name = type(node).__name__  # not node.name(): a user's Function may have an attribute of that name
+    if name in ("BackwardHookFunctionBackward", "EntryBackward"):  # torch's, where a module has backward hooks; ours
+        return len(node.next_functions) == 1
     if name == "AddBackward0":
         return position == 0 or node._saved_alpha == 1  # type: ignore[attr-defined]
     return name == "SubBackward0" and position == 0

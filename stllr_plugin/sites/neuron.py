@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from stllr_plugin.advance import check_lengths, group_calls, move_edges, move_posts, regrafted
+from stllr_plugin.arrivals import Arrivals, Door, Entry
+from stllr_plugin.between import guard
 from stllr_plugin.calls import SynapseCall, SynapseSite, Tag
 from stllr_plugin.errors import StateError
 from stllr_plugin.graft import graft
@@ -43,6 +45,8 @@ class _OpenStep:
         mode: What intercepts the module's own weights while it runs.
         knowledge: What is known by heart of the neuron, where that serves this call.
         current: Its input, in the graph.
+        input: The same, also where the neuron is not known.
+        door: Through which gradients leave a neuron that is not known.
         summed: The synapse calls of which its input is the plain sum.
     """
 
@@ -52,6 +56,8 @@ class _OpenStep:
     knowledge: Knowledge | None
     current: Tensor | None
     summed: list[SynapseCall]
+    input: Tensor | None = None
+    door: Door | None = None
 
 
 class NeuronSite(Neuron):
@@ -78,6 +84,8 @@ class NeuronSite(Neuron):
         self.signal = signal
         self.layers = Layers(self, self._begins_anew)
         self._knowledge = find_knowledge(module)
+        for inner in inner_sites:
+            inner.inside = True
         self._open: list[_OpenStep | None] = []
         self._evaluated = False
 
@@ -128,6 +136,7 @@ class NeuronSite(Neuron):
         opened = _OpenStep(fresh, membrane, None, None, None, [])
         args, kwargs = self._with_skipped(opened, args, kwargs)
         args = self._by_heart(opened, args, kwargs)
+        args, kwargs = self._through_door(opened, args, kwargs)
         if self.own_weights:
             passed = None if opened.knowledge is None else self.passed
             opened.mode = OwnWeights(self.module, self.own_weights, self.tap.currents, passed)
@@ -151,6 +160,31 @@ class NeuronSite(Neuron):
             return args, kwargs
         current = mark_skipped(self, traces, current, opened.summed)
         return ((current, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: current})
+
+    def _through_door(
+        self, opened: _OpenStep, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Lets the gradients of a step that leaves its own graph leave by one way."""
+        name = None if args else next(iter(kwargs), None)
+        current = opened.current if opened.current is not None else args[0] if args else kwargs.get(name or "")
+        if not isinstance(current, Tensor) or current.grad_fn is None or self.adapter.delayed:
+            return args, kwargs
+        opened.input = current
+        if opened.current is not None:
+            return args, kwargs
+        opened.door = Door()
+        current = Entry.apply(opened.door, current)
+        return ((current, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: current})
+
+    def _guard(self, opened: _OpenStep, calls: list[SynapseCall], record: Record) -> None:
+        """Guards the way from the neuron's input to the synapses that feed it."""
+        if opened.input is None:
+            return
+        arrivals = guard(opened.input, calls, self.session.doubts)
+        if opened.door is None:
+            record.arrivals = arrivals
+        else:
+            opened.door.arrivals = arrivals
 
     def _by_heart(self, opened: _OpenStep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Lets the module run on an input off the graph, where its derivatives are known by heart."""
@@ -261,6 +295,9 @@ class NeuronSite(Neuron):
         if not supervised:
             result = self.adapter.replace(self.module, output, torch.Tensor.detach)
             self.signal.passed_over(self.name)
+            for _, call, _ in calls:
+                if not call.site.inside and call.arrivals is None:
+                    call.arrivals = Arrivals()  # nothing is sent there
         else:
             if response is None:
                 states = self._states(output, step, in_graph=True)
@@ -277,6 +314,7 @@ class NeuronSite(Neuron):
                 boundaries,
                 traces.graphs,
             )
+            self._guard(opened, [call for _, call, _ in calls], record)
             result = self._grafted(record, step.spikes, output)
         traces.remember(self.adapter.returned_membrane(self.module, result))
         return result

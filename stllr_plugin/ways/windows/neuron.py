@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from stllr_plugin.advance import Groups, group_calls, move_edges, move_posts, regrafted
+from stllr_plugin.between import guard
 from stllr_plugin.calls import SynapseCall
 from stllr_plugin.graft import graft
 from stllr_plugin.neurons.base import map_tensors
@@ -69,6 +70,7 @@ def run_neuron(
     if not supervised:
         return response.output
     record = Record(site.name, site.session, site.session.span(step), response, inputs, posts, carries, boundaries)
+    record.arrivals = guard(current, [call for _, call, _ in calls], site.session.doubts)
     leaves, output = response.leaves, response.output
     new = regrafted(graft(record), leaves)
     for inner in response.inner:
