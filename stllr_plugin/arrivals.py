@@ -145,10 +145,15 @@ def watch(node: Node, message: str, doubts: Doubts) -> Between:
     found = between_at(node)
     if found is None:
         found = Between(message, doubts)
-        notes: Any = node.metadata
-        notes[_KEY] = found
-        node.register_hook(found)
+        put_at(node, found)
     return found
+
+
+def put_at(node: Node, watcher: Any) -> None:
+    """Lets something watch a node: a post-hook of it."""
+    notes: Any = node.metadata
+    notes[_KEY] = watcher
+    node.register_hook(watcher)
 
 
 class Door:

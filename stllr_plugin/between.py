@@ -15,6 +15,7 @@ from torch.autograd.graph import GradientEdge, Node
 from stllr_plugin.arrivals import Arrivals, Doubts, between_at, watch
 from stllr_plugin.calls import SynapseCall, bypassed
 from stllr_plugin.marks import Quiet, mark_of, nested
+from stllr_plugin.walk import Found
 
 # Functions in Python that are identities; all others are left to autograd's engine.
 _IDENTITIES = ("BackwardHookFunctionBackward", "EntryBackward")
@@ -123,12 +124,12 @@ def _by_the_engine(
         )
 
 
-def guard(current: Tensor, calls: Sequence[SynapseCall], doubts: Doubts) -> Arrivals | None:
+def guard(current: Tensor, found: Sequence[Found], doubts: Doubts) -> Arrivals | None:
     """Guards the way from a neuron's input to the synapses that feed it.
 
     Args:
         current: The neuron's input.
-        calls: The synapse calls that the walk has found.
+        found: What the walk has found.
         doubts: Where those go that cannot be settled at once.
 
     Returns:
@@ -137,16 +138,16 @@ def guard(current: Tensor, calls: Sequence[SynapseCall], doubts: Doubts) -> Arri
     root = current.grad_fn
     if root is None:
         return None
-    mark = mark_of(root)
-    if len(calls) == 1 and mark is not None and mark.call is calls[0]:
-        return _of_call(calls[0])
-    nodes = on_the_way([root], lambda node: _call_at(node) is not None)
+    if len(found) == 1 and found[0][0] is root:
+        return _of_call(found[0][1])
+    calls = {node: call for node, call, _ in found}
+    nodes = on_the_way([root], calls.__contains__)
     if not nodes:
         return None
-    message = bypassed([call for node in nodes if (call := _call_at(node)) is not None])
+    message = bypassed([call for node, call in calls.items() if node in nodes])
 
     def place(node: Node, number: int) -> Arrivals:
-        call = _call_at(node)
+        call = calls.get(node)
         return watch(node, message, doubts).arrivals(number) if call is None else _of_call(call)
 
     for node, edges in nodes.items():
@@ -155,18 +156,12 @@ def guard(current: Tensor, calls: Sequence[SynapseCall], doubts: Doubts) -> Arri
             for position, (following, number) in enumerate(edges)
             if following is not None and following in nodes
         ]
-        call = _call_at(node)
+        call = calls.get(node)
         if call is None:
             watch(node, message, doubts).leads_to(outs)
         else:
             call.onward = outs[0][1] if outs else None
     return place(root, current.output_nr)
-
-
-def _call_at(node: Node) -> SynapseCall | None:
-    mark = mark_of(node)
-    call: SynapseCall | None = None if mark is None else mark.call
-    return call
 
 
 def _of_call(call: SynapseCall) -> Arrivals:

@@ -229,6 +229,7 @@ class SynapseCall:
         product: How the output follows from input and weight, where the site does not know.
         arrivals: What neurons have sent back to its output; None if nobody but them can have seen that.
         onward: Where its input's gradient arrives, if other synapses are behind it.
+        onward_position: Where among what its node sends on that gradient is.
     """
 
     site: SynapseSite
@@ -243,6 +244,7 @@ class SynapseCall:
     product: WeightProduct | None = None
     arrivals: Arrivals | None = None
     onward: Arrivals | None = None
+    onward_position: int = 0
 
     def weight_gradient(self, terms: Sequence[Term]) -> Tensor:
         """The weight's gradient, summed over pairs of an input and an output gradient."""

@@ -163,7 +163,7 @@ class Network:
                     "train by other gradients. Call learner.detach(), and attach a new STLLRLearner after the change."
                 )
             self._modules_seen = seen
-        weights = {id(p): site.name for site in self._modules for p in site.synapse.trainable(site.module)}
+        weights = {id(p): site for site in self._modules for p in site.synapse.trainable(site.module)}
         self.session.weights = weights
 
     # Sequences.

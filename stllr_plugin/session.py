@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,7 +32,7 @@ class Session:
         kept: Graphs of earlier steps that are kept alive.
         watch: What may be spikes of neurons that the learner does not know.
         doubts: Whether gradients reached synapses past their neurons, where that is still on the device.
-        weights: By id of a parameter behind a synapse's weight: the name of the synapse.
+        weights: By id of a parameter behind a synapse's weight: the synapse.
         look_at_model: Called once per sequence, before anything of the model runs.
     """
 
@@ -52,7 +53,7 @@ class Session:
         self.kept = KeptGraphs()
         self.watch = ValueWatch()
         self.doubts = Doubts()
-        self.weights: Mapping[int, str] = {}
+        self.weights: Mapping[int, Any] = {}
         self.look_at_model: Callable[[], None] | None = None
         self._looked_at = -1
         self._orders = 0

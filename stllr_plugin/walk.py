@@ -8,25 +8,26 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from stllr_plugin.calls import SynapseCall
+from stllr_plugin.calls import SynapseCall, SynapseSite
 from stllr_plugin.errors import StateError
 from stllr_plugin.marks import Mark, StepsTaken, mark_of
 from stllr_plugin.unknown_spikes import refuse_spike_functions, spike_function_at
+from stllr_plugin.uses import use_at
 
 # A tag that was reached: its node, its call, and whether the root depends on it through additions alone.
 Found = tuple[Node, SynapseCall, bool]
 
 
 def find_calls(
-    root: Node, output_shape: torch.Size, weights: Mapping[int, str] | None = None
+    root: Node, output_shape: torch.Size, weights: Mapping[int, SynapseSite] | None = None
 ) -> tuple[list[Found], list[Mark]]:
     """Walks the graph of one step from the membrane (or a neuron's input) back to the synapse calls that feed it.
 
     Args:
         root: Graph node of the membrane.
         output_shape: The membrane's shape.
-        weights: By id of a parameter, the name of the synapse whose weight it makes. None of them may be reached other
-            than through a tag.
+        weights: By id of a parameter, the synapse whose weight it makes. None of them may be reached other than through
+            a tag, or a product that counts as a call.
 
     Returns:
         For each tag that was reached: its node, its call, and whether the membrane depends on it through additions
@@ -60,6 +61,11 @@ def find_calls(
             if mark.ends:
                 boundaries.append(mark)
                 continue
+        elif weights and (use := use_at(node, weights)) is not None:
+            found.append((node, use[0], identity and use[0].output_shape == output_shape))
+            if use[1] is not None and type(use[1]).__name__ != "AccumulateGrad":
+                stack.append((use[1], False))
+            continue
         elif (spikes := spike_function_at(node)) is not None:
             strange.append(spikes)
         for position, (following, _) in enumerate(node.next_functions):
@@ -67,7 +73,7 @@ def find_calls(
                 continue
             if type(following).__name__ == "AccumulateGrad":
                 if weights and id(following.variable) in weights:  # type: ignore[attr-defined]
-                    _refuse_use(weights[id(following.variable)])  # type: ignore[attr-defined]
+                    _refuse_use(weights[id(following.variable)].name)  # type: ignore[attr-defined]
                 continue
             stack.append((following, identity and _adds(node, position)))
     if strange:

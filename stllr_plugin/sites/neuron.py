@@ -32,7 +32,7 @@ from stllr_plugin.sites.layers import Layers
 from stllr_plugin.sites.skipped import mark_skipped
 from stllr_plugin.sites.unknown import look_for_spikes
 from stllr_plugin.traces import NeuronTraces
-from stllr_plugin.walk import find_calls, summed_calls
+from stllr_plugin.walk import Found, find_calls, summed_calls
 
 
 @dataclass(slots=True)
@@ -176,11 +176,11 @@ class NeuronSite(Neuron):
         current = Entry.apply(opened.door, current)
         return ((current, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: current})
 
-    def _guard(self, opened: _OpenStep, calls: list[SynapseCall], record: Record) -> None:
+    def _guard(self, opened: _OpenStep, found: list[Found], record: Record) -> None:
         """Guards the way from the neuron's input to the synapses that feed it."""
         if opened.input is None:
             return
-        arrivals = guard(opened.input, calls, self.session.doubts)
+        arrivals = guard(opened.input, found, self.session.doubts)
         if opened.door is None:
             record.arrivals = arrivals
         else:
@@ -314,7 +314,7 @@ class NeuronSite(Neuron):
                 boundaries,
                 traces.graphs,
             )
-            self._guard(opened, [call for _, call, _ in calls], record)
+            self._guard(opened, calls, record)
             result = self._grafted(record, step.spikes, output)
         traces.remember(self.adapter.returned_membrane(self.module, result))
         return result

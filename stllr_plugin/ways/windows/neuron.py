@@ -70,7 +70,7 @@ def run_neuron(
     if not supervised:
         return response.output
     record = Record(site.name, site.session, site.session.span(step), response, inputs, posts, carries, boundaries)
-    record.arrivals = guard(current, [call for _, call, _ in calls], site.session.doubts)
+    record.arrivals = guard(current, calls, site.session.doubts)
     leaves, output = response.leaves, response.output
     new = regrafted(graft(record), leaves)
     for inner in response.inner:
