@@ -1,4 +1,4 @@
-"""Guards never expire, and refuse nothing that is right: what lies between a synapse and its neurons may be anything."""
+"""Guards never expire, and refuse nothing that is right, whatever lies between a synapse and its neurons."""
 
 from __future__ import annotations
 
