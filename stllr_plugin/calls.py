@@ -169,6 +169,8 @@ class SynapseSite:
         dtype = self.session.product_dtype
         if dtype is None:
             dtype = weight.dtype if weight.dtype in (torch.float32, torch.float64) else torch.float32
+        if weight.dtype is dtype and all(x.dtype is dtype and g.dtype is dtype for x, g in terms):
+            return self._weight_gradient(terms, weight)
         terms = [(x.to(dtype), g.to(dtype)) for x, g in terms]
         return self._weight_gradient(terms, weight.to(dtype)).to(weight.dtype)
 
