@@ -171,6 +171,7 @@ class NeuronTraces:
     def restart(self) -> None:
         """Forgets the sequence; edges keep their names."""
         self.steps, self.sequence, self.last_step = 0, -1, -1
+        self.graphs = GraphCount()  # the last loss of the sequence before may well be in the caller's variables
         for edge in self.edges.values():
             edge.pre, edge.interrupted = None, True
         for post in self.posts.values():
