@@ -66,11 +66,6 @@ class SynapseSite:
         """Whether it runs before the first neuron of a step."""
         return self._first_clock == -1
 
-    @property
-    def has_run(self) -> bool:
-        """Whether it has run in this sequence."""
-        return self._first_clock is not None
-
     def step(self) -> int:
         """Index of the time step that runs.
 
