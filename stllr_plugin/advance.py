@@ -75,7 +75,7 @@ def move_edges(
         synaptic = _moved(neuron, traces, key, call, x, lend)
         synaptic.nodes = [(node, identity) for node, _, identity in members]
         plain = members[0][2] if summed is None else sum(one is call for one in summed) == 1
-        synaptic.edge.direct = len(members) == 1 and plain
+        synaptic.edge.direct = len(members) == 1 and plain and call.product is None
         inputs.append(synaptic)
     taken: dict[int, int] = {}
     for position, synapse in enumerate(inner):
@@ -115,8 +115,8 @@ def _fade(neuron: Neuron, traces: NeuronTraces, called: set[int], lend: bool) ->
             raise StateError(
                 f"Synapse {edge.site.name!r} was not called at a step of neuron {neuron.name!r}, although its trace "
                 "still has a part in it, and something other than a sum lies between the two (a norm, pooling, another "
-                "layer), so that the learner cannot tell how. Call the layer at each step, on zeros where nothing came "
-                "in; or set lambda_pre=0 for it with layer_rules."
+                "layer, a forward of the layer's own), so that the learner cannot tell how. Call the layer at each "
+                "step, on zeros where nothing came in; or set lambda_pre=0 for it with layer_rules."
             )
 
 

@@ -50,6 +50,7 @@ class Plan:
         other_parameters: Names of trainable parameters that are neither synaptic weights nor biases of synapses.
         excluded: (name, module) of modules left alone on request.
         keepers: (name, module, kind) of modules that keep a state and are no neurons.
+        exclude: The patterns of what is left alone.
     """
 
     rule: STLLRRule
@@ -63,6 +64,12 @@ class Plan:
     other_parameters: list[str] = field(default_factory=list)
     excluded: list[tuple[str, nn.Module]] = field(default_factory=list)
     keepers: list[tuple[str, nn.Module, StateKeeper]] = field(default_factory=list)
+    exclude: tuple[str, ...] = ()
+
+    def parts(self) -> dict[str, nn.Module]:
+        """All modules that attaching treats in some way, by name."""
+        lists: tuple[Any, ...] = (self.synapses, self.neurons, self.lifts, self.recurrences, self.excluded)
+        return {name: module for found in (*lists, self.keepers) for name, module, *_ in found}
 
 
 def check_settings(optimizer: Any, counts: Mapping[str, Any], product_dtype: Any) -> None:
@@ -107,7 +114,7 @@ def plan_attachment(
         AttachmentError: With one text per problem, if there is any.
         RuleError: If the rule itself is not valid.
     """
-    plan = Plan(resolve_rule(rule))
+    plan = Plan(resolve_rule(rule), exclude=exclude)
     if not isinstance(model, nn.Module):
         raise AttachmentError([f"model is a {type(model).__name__}, not a torch.nn.Module."])
     problems = _wrapper_problems(model)
@@ -125,6 +132,30 @@ def plan_attachment(
         raise AttachmentError(problems)
     _list_other_parameters(model, plan)
     return plan
+
+
+def changes_since(plan: Plan, model: nn.Module) -> list[str]:
+    """What attaching would treat in another way now, since modules were replaced, added or taken away."""
+    now = Plan(plan.rule, exclude=plan.exclude)
+    problems: list[str] = []
+    _discover(model, plan.exclude, now, problems)
+    before, after = plan.parts(), now.parts()
+    changes = []
+    for name in dict.fromkeys((*before, *after)):
+        one, other = before.get(name), after.get(name)
+        if one is None:
+            changes.append(f"{name!r} ({type(other).__name__}) is new")
+        elif other is None:
+            changes.append(f"{name!r} ({type(one).__name__}) is gone")
+        elif one is not other:
+            changes.append(f"{name!r} ({type(one).__name__}) is another {type(other).__name__}")
+    kinds = [{name: type(kind) for name, _, kind in (*one.synapses, *one.neurons)} for one in (plan, now)]
+    changes += [
+        f"{name!r} became another kind of layer"
+        for name in kinds[0]
+        if kinds[0][name] != kinds[1].get(name, kinds[0][name])
+    ]
+    return changes or problems
 
 
 def _wrapper_problems(model: nn.Module) -> list[str]:

@@ -252,6 +252,7 @@ class STLLRLearner(OptimizerFacade):
                     "its end, announce its real length with learner.reset(num_steps=...), or leave fold_steps out."
                 )
             self._session.watch.check()
+            self._session.doubts.settle()
             self.flush()
             self._check_captured()
             self._signal.check_delivered()

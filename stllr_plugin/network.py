@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from stllr_plugin.attach import Plan
+from stllr_plugin.attach import Plan, changes_since
 from stllr_plugin.calls import SynapseSite
+from stllr_plugin.errors import StateError
 from stllr_plugin.nn import SequenceDropout
 from stllr_plugin.own_weights import OwnWeightSite
 from stllr_plugin.rule import STLLRRule
@@ -84,6 +85,8 @@ class Network:
             self.neurons.append(NeuronSite(session, name, module, adapter, rule, own, inner, signal))
         self._modules = modules
         self._kept = [KeptStateSite(session, name, module, keeper) for name, module, keeper in plan.keepers]
+        self._modules_seen: list[tuple[str, nn.Module, type]] = []
+        session.look_at_model = self._look
         self._with_time = {neuron.name for neuron in self.neurons if neuron.takes_sequences}
 
     # On and off.
@@ -105,6 +108,10 @@ class Network:
         self._handles += ModelSite(self.session, self.model).attach()
         self._keep_ddp_off_states()
         self.attached = True
+        self._modules_seen = self._modules_now()
+
+    def _modules_now(self) -> list[tuple[str, nn.Module, type]]:
+        return [(name, module, type(module)) for name, module in self.model.named_modules()]
 
     def _keep_ddp_off_states(self) -> None:
         """Tells a later DistributedDataParallel(model) to leave hidden states out of its buffer broadcast."""
@@ -136,6 +143,29 @@ class Network:
         self._handles.clear()
         self.session.enabled = self.attached = False
 
+    def _look(self) -> None:
+        """Compares the plan with the model as it is now, once per sequence.
+
+        Raises:
+            StateError: If a layer or neuron was replaced, added or taken away.
+        """
+        if not self.attached:
+            return
+        seen = self._modules_now()
+        if seen != self._modules_seen:
+            changes = changes_since(self.plan, self.model)
+            output = self.plan.output
+            if output is not None and dict(self.model.named_modules()).get(output[0]) is not output[1]:
+                changes.append(f"the output module {output[0]!r} is another one")
+            if changes:
+                raise StateError(
+                    f"The model was changed while the learner was attached: {'; '.join(changes)}. What is new would "
+                    "train by other gradients. Call learner.detach(), and attach a new STLLRLearner after the change."
+                )
+            self._modules_seen = seen
+        weights = {id(p): site for site in self._modules for p in site.synapse.trainable(site.module)}
+        self.session.weights = weights
+
     # Sequences.
 
     def begin_sequence(
@@ -150,6 +180,7 @@ class Network:
             last: Number of supervised steps at its end, where that is not the learner's.
         """
         self.session.watch.check()
+        self.session.doubts.settle()
         self.flush()
         self.session.supervision.begin(num_steps, lengths, last)
         self.restart(ended_by_step=False, keep_target=keep_target)

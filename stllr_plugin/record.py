@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
+from stllr_plugin.arrivals import Arrivals
+from stllr_plugin.between import pull_back
 from stllr_plugin.calls import SynapseCall
 from stllr_plugin.collect import Collection
 from stllr_plugin.errors import StateError
@@ -65,7 +67,7 @@ class SynapticInput:
     def weight(self) -> Tensor:
         """The weight as the graft of a single step gets it."""
         weight = self.call.trained_weight()
-        if self.trace is None or not weight.is_leaf or not weight.requires_grad:
+        if self.trace is None or not weight.is_leaf or not weight.requires_grad or self.call.product is not None:
             return weight
         weight = self.edge.collect(weight, float(self.rule.lambda_pre))
         self.collection = self.edge.collection
@@ -122,9 +124,8 @@ class SynapticInput:
         return self._multiplied(terms)
 
     def _multiplied(self, terms: list[Term]) -> Tensor:
-        site = self.call.site
-        site.check_input(self.call)
-        return site.product(self.call.trained_weight().detach(), terms)
+        self.call.site.check_input(self.call)
+        return self.call.weight_gradient(terms)
 
     def nothing(self) -> Tensor | None:
         """Zeros for weights that a neuron holds itself, since Norse puts hooks on them that cannot take None."""
@@ -211,6 +212,7 @@ class Record:
         psi_carries: psi(v) if psi carries the learning signal to the layer below; None if the neuron's surrogate does.
         boundaries: Marks of the nodes at which the walk to the synapses ended.
         graphs: Counts the layer's steps that are used.
+        arrivals: Whom to tell what goes back to the neuron's input; None if nobody asks.
         used: Whether a backward pass has come by.
     """
 
@@ -223,6 +225,7 @@ class Record:
     psi_carries: Tensor | None
     boundaries: Sequence[Mark] = ()
     graphs: GraphCount | None = None
+    arrivals: Arrivals | None = None
     used: bool = False
 
     def use(self) -> None:
@@ -252,8 +255,18 @@ class Record:
         signal, states = response.split(deltas)
         weights = self._weight_gradients(signal, states, collect=True)
         links, parameters = response.carry(signal, self.psi_carries, states)
-        self._tell_probes(links)
+        self._tell(links)
         return links, weights, parameters
+
+    def _tell(self, links: list[Tensor | None]) -> None:
+        """Tells whoever guards the way to the synapses what is sent there, where the input is the link."""
+        gradient = links[0] if self.arrivals is not None else None
+        if gradient is not None:
+            assert self.arrivals is not None
+            dtype = self.response.input_dtype
+            if dtype is not None and gradient.dtype != dtype:  # or autograd would, to another tensor
+                links[0] = gradient = gradient.to(dtype)
+            self.arrivals.tell(gradient)
 
     def spike_gradients(self, delta: Tensor, *, causal: bool = True, noncausal: bool = True) -> list[Tensor | None]:
         """``sum_b delta_i e_ij`` for every input's weight, or of one of its two terms; delta as the spikes."""
@@ -302,7 +315,8 @@ class Record:
             of_first = self._pulled(first, states, members)
             of_second = self._pulled(second, [None] * len(states), members)
             for i in members:
-                gradient = self._folded if folds else multiplied
+                known = self.inputs[i].call.product is None  # else the weight may be another one at each call
+                gradient = self._folded if folds and known else multiplied
                 weights[i] = gradient(self.inputs[i], of_first.get(i), of_second.get(i))
         return weights
 
@@ -391,34 +405,9 @@ class Record:
         shortcut = [(i, roots[0][1]) for i, _, identity in targets if plain and identity]
         through = [(i, node) for i, node, identity in targets if not (plain and identity)]
         with nested([*self.boundaries, *(mark for synaptic in self.inputs for mark in synaptic.marks)]):
-            gradients = torch.autograd.grad(
-                [edge for edge, _ in roots],
-                [GradientEdge(node, 0) for _, node in through],
-                [gradient for _, gradient in roots],
-                retain_graph=True,
-                allow_unused=True,
-            )
+            gradients = pull_back(roots, [node for _, node in through])
         found = [(i, gradient) for (i, _), gradient in zip(through, gradients, strict=True) if gradient is not None]
         return shortcut + found
-
-    def _tell_probes(self, links: list[Tensor | None]) -> None:
-        """Tells synapses that are being probed what is sent back to them."""
-        targets = [
-            (i, node, identity)
-            for i, synaptic in enumerate(self.inputs)
-            if synaptic.call.site.probes > 0
-            for node, identity in synaptic.nodes
-        ]
-        if not targets:
-            return
-        nodes = {(i, id(node)): node for i, node, _ in targets}
-        for edge, gradient in self.response.sent(links):
-            for (i, key), node in nodes.items():
-                identity = next(same for j, other, same in targets if j == i and id(other) == key)
-                for _, found in self._through([(edge, gradient)], [(i, node, identity)]):
-                    mark = mark_of(node)
-                    assert mark is not None
-                    mark.call.expect(found)
 
     # What autograd keeps for us.
 

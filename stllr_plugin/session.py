@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 from torch import nn
 
+from stllr_plugin.arrivals import Doubts
 from stllr_plugin.clock import Clock
 from stllr_plugin.kept_graphs import KeptGraphs
 from stllr_plugin.supervision import OpenWindow, Sequence, Span, Supervision
@@ -27,6 +31,9 @@ class Session:
         uncalled: Synapses that have not been called since the sequence began.
         kept: Graphs of earlier steps that are kept alive.
         watch: What may be spikes of neurons that the learner does not know.
+        doubts: Whether gradients reached synapses past their neurons, where that is still on the device.
+        weights: By id of a parameter behind a synapse's weight: the synapse.
+        look_at_model: Called once per sequence, before anything of the model runs.
     """
 
     def __init__(
@@ -45,7 +52,19 @@ class Session:
         self.uncalled: set[object] = set()
         self.kept = KeptGraphs()
         self.watch = ValueWatch()
+        self.doubts = Doubts()
+        self.weights: Mapping[int, Any] = {}
+        self.look_at_model: Callable[[], None] | None = None
+        self._looked_at = -1
         self._orders = 0
+
+    def enter(self) -> None:
+        """A part of the model runs: looks at the model where that is the first time in this sequence."""
+        number = self.supervision.sequence.number
+        if number != self._looked_at:
+            if self.look_at_model is not None:
+                self.look_at_model()
+            self._looked_at = number
 
     @property
     def is_recording(self) -> bool:

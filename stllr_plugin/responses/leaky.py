@@ -237,6 +237,7 @@ class _Recurrence:
             ours is not None
             and isinstance(ours.synapse, (LinearSynapse, ConvSynapse))
             and type(module) in (nn.Linear, nn.Conv2d)
+            and not ours.has_own_forward
             and not parametrize.is_parametrized(module)
             and len(module._forward_hooks) == 1
             and len(module._forward_pre_hooks) == 1

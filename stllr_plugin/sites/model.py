@@ -38,6 +38,8 @@ class ModelSite:
 
     def before(self) -> None:
         """Notes where the sequence stands."""
+        if self.session.is_recording:
+            self.session.enter()
         self._steps_before = self.session.supervision.steps_run
         self.session.time.model_calls += 1
 

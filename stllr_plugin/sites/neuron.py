@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from stllr_plugin.advance import check_lengths, group_calls, move_edges, move_posts, regrafted
+from stllr_plugin.arrivals import Arrivals, Door, Entry
+from stllr_plugin.between import guard
 from stllr_plugin.calls import SynapseCall, SynapseSite, Tag
 from stllr_plugin.errors import StateError
 from stllr_plugin.graft import graft
@@ -31,7 +33,7 @@ from stllr_plugin.sites.shortcut import Shortcut
 from stllr_plugin.sites.skipped import mark_skipped
 from stllr_plugin.sites.unknown import look_for_spikes
 from stllr_plugin.traces import NeuronTraces
-from stllr_plugin.walk import find_calls, summed_calls
+from stllr_plugin.walk import Found, find_calls, summed_calls
 
 
 @dataclass(slots=True)
@@ -44,6 +46,8 @@ class _OpenStep:
         mode: What intercepts the module's own weights while it runs.
         knowledge: What is known by heart of the neuron, where that serves this call.
         current: Its input, in the graph.
+        input: The same, also where the neuron is not known.
+        door: Through which gradients leave a neuron that is not known.
         summed: The synapse calls of which its input is the plain sum.
         step: What it did, where the step was done by heart.
     """
@@ -54,6 +58,8 @@ class _OpenStep:
     knowledge: Knowledge | None
     current: Tensor | None
     summed: list[SynapseCall]
+    input: Tensor | None = None
+    door: Door | None = None
     step: NeuronStep | None = None
 
 
@@ -82,6 +88,8 @@ class NeuronSite(Neuron):
         self.layers = Layers(self, self._begins_anew)
         self._knowledge = None if "forward" in module.__dict__ else find_knowledge(module)
         self._shortcut = None if self._knowledge is None else Shortcut(module, self._instead)
+        for inner in inner_sites:
+            inner.inside = True
         self._open: list[_OpenStep | None] = []
         self._evaluated = False
 
@@ -116,6 +124,7 @@ class NeuronSite(Neuron):
             self._open.append(None)
             return None
         refuse_recomputation(self.name)
+        self.session.enter()
         if args and isinstance(args[0], Tensor) and args[0].is_sparse:
             raise StateError(f"Neuron {self.name!r} received a sparse tensor; pass x.to_dense().")
         if self._evaluated:
@@ -135,6 +144,7 @@ class NeuronSite(Neuron):
         opened = _OpenStep(fresh, membrane, None, None, None, [])
         args, kwargs = self._with_skipped(opened, args, kwargs)
         args = self._by_heart(opened, args, kwargs)
+        args, kwargs = self._through_door(opened, args, kwargs)
         if self.own_weights:
             passed = None if opened.knowledge is None else self.passed
             opened.mode = OwnWeights(self.module, self.own_weights, self.tap.currents, passed)
@@ -158,6 +168,31 @@ class NeuronSite(Neuron):
             return args, kwargs
         current = mark_skipped(self, traces, current, opened.summed)
         return ((current, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: current})
+
+    def _through_door(
+        self, opened: _OpenStep, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Lets the gradients of a step that leaves its own graph leave by one way."""
+        name = None if args else next(iter(kwargs), None)
+        current = opened.current if opened.current is not None else args[0] if args else kwargs.get(name or "")
+        if not isinstance(current, Tensor) or current.grad_fn is None or self.adapter.delayed:
+            return args, kwargs
+        opened.input = current
+        if opened.current is not None:
+            return args, kwargs
+        opened.door = Door()
+        current = Entry.apply(opened.door, current)
+        return ((current, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: current})
+
+    def _guard(self, opened: _OpenStep, found: list[Found], record: Record) -> None:
+        """Guards the way from the neuron's input to the synapses that feed it."""
+        if opened.input is None:
+            return
+        arrivals = guard(opened.input, found, self.session.doubts)
+        if opened.door is None:
+            record.arrivals = arrivals
+        else:
+            opened.door.arrivals = arrivals
 
     def _by_heart(self, opened: _OpenStep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Lets the module run on an input off the graph, where its derivatives are known by heart."""
@@ -259,7 +294,9 @@ class NeuronSite(Neuron):
         membrane = step.membrane
         assert membrane is not None
         root = membrane if opened.current is None else opened.current
-        calls, boundaries = ([], []) if root.grad_fn is None else find_calls(root.grad_fn, root.shape)
+        calls, boundaries = (
+            ([], []) if root.grad_fn is None else find_calls(root.grad_fn, root.shape, self.session.weights)
+        )
         look_for_spikes(self.session, f"neuron {self.name!r}", root, [call for _, call, _ in calls])
         groups = group_calls(calls)
         response: Response | None = None
@@ -281,6 +318,9 @@ class NeuronSite(Neuron):
         if not supervised:
             result = self.adapter.replace(self.module, output, torch.Tensor.detach)
             self.signal.passed_over(self.name)
+            for _, call, _ in calls:
+                if not call.site.inside and call.arrivals is None:
+                    call.arrivals = Arrivals()  # nothing is sent there
         else:
             if response is None:
                 states = self._states(output, step, in_graph=True)
@@ -297,6 +337,7 @@ class NeuronSite(Neuron):
                 boundaries,
                 traces.graphs,
             )
+            self._guard(opened, calls, record)
             result = self._grafted(record, step.spikes, output)
         traces.remember(self.adapter.returned_membrane(self.module, result))
         return result

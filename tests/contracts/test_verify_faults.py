@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from stllr_plugin import STLLRLearner, STLLRRule
 from stllr_plugin.neurons import snntorch as adapters
 from stllr_plugin.neurons.compared import FireTap
+from stllr_plugin.synapses import KnownForward
 from stllr_plugin.verify import Verification, verify
 
 snn = pytest.importorskip("snntorch")
@@ -74,13 +75,19 @@ class NormInside(nn.Linear):
         return F.layer_norm(super().forward(input), (self.out_features,))
 
 
+@pytest.mark.parametrize("fault", [False, True])
 @pytest.mark.parametrize("kind", [Standardised, Scaled, NormInside])
-def test_a_layer_whose_forward_changes_its_weight(batch, kind):
-    """A learner that takes it for its base class fails; one that knows better passes or refuses, all in words."""
+def test_a_layer_whose_forward_changes_its_weight(batch, kind, fault, monkeypatch):
+    """A learner that takes it for its base class fails; one that looks at its forward passes."""
     x, y = batch
     net = plain_net()
     net[0] = kind(INPUTS, HIDDEN)
+    if fault:
+        monkeypatch.setattr(KnownForward, "of", lambda self, module: True)
     result = verify(net, x, of_spikes(y), rule="dvs_gesture")
+    if not fault:
+        assert not result.failures, result
+        return
     wrong = {row.name for row in result.failures}
     assert "0.weight" in wrong or any(row.verdict == "refused" for row in result.failures), result
 
