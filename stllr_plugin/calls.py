@@ -72,11 +72,6 @@ class SynapseSite:
         """Whether it runs before the first neuron of a step."""
         return self._first_clock == -1
 
-    @property
-    def has_run(self) -> bool:
-        """Whether it has run in this sequence."""
-        return self._first_clock is not None
-
     def step(self) -> int:
         """Index of the time step that runs.
 
@@ -161,8 +156,10 @@ class SynapseSite:
         dtype = self.session.product_dtype
         if dtype is None:
             dtype = weight.dtype if weight.dtype in (torch.float32, torch.float64) else torch.float32
-        terms = [(x.to(dtype), g.to(dtype)) for x, g in terms]
         gradients = self._weight_gradient if product is None else product.weight_gradients
+        if weight.dtype is dtype and all(x.dtype is dtype and g.dtype is dtype for x, g in terms):
+            return gradients(terms, weight)
+        terms = [(x.to(dtype), g.to(dtype)) for x, g in terms]
         return gradients(terms, weight.to(dtype)).to(weight.dtype)
 
     def is_batched(self, x: Tensor, weight: Tensor) -> bool:

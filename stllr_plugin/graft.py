@@ -72,7 +72,7 @@ class Graft(Function):
 def graft(record: Record) -> list[Tensor]:
     """The leaves of the record's response, with the rule in the graph between them and the neuron."""
     response = record.response
-    weights = [synaptic.call.trained_weight() for synaptic in record.inputs]
+    weights = [synaptic.weight() for synaptic in record.inputs]
     outputs = Graft.apply(record, *response.links, *weights, *response.parameters)
     response.let_go()  # only what comes after has a use for its tensors
     return list(outputs)

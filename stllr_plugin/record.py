@@ -21,6 +21,7 @@ from torch.autograd.graph import GradientEdge, Node
 from stllr_plugin.arrivals import Arrivals
 from stllr_plugin.between import pull_back
 from stllr_plugin.calls import SynapseCall
+from stllr_plugin.collect import Collection
 from stllr_plugin.errors import StateError
 from stllr_plugin.folding import fold, traces_before
 from stllr_plugin.kept_graphs import GraphCount
@@ -50,6 +51,7 @@ class SynapticInput:
         nodes: Nodes that tag its output, each with whether u (or the neuron's input) is the sum of it and others. Empty
             for a synapse within the neuron.
         inner: Its position among the synapses within the neuron; None for those before it.
+        collection: Where its gradient goes in place of being returned; None to return it.
     """
 
     call: SynapseCall
@@ -60,6 +62,27 @@ class SynapticInput:
     edge: EdgeTraces
     nodes: list[tuple[Node, bool]] = field(default_factory=list)
     inner: int | None = None
+    collection: Collection | None = None
+
+    def weight(self) -> Tensor:
+        """The weight as the graft of a single step gets it."""
+        weight = self.call.trained_weight()
+        if self.trace is None or not weight.is_leaf or not weight.requires_grad or self.call.product is not None:
+            return weight
+        weight = self.edge.collect(weight, float(self.rule.lambda_pre))
+        self.collection = self.edge.collection
+        return weight
+
+    def take(self, causal: Tensor | None, noncausal: Tensor | None) -> Tensor | None:
+        """As :meth:`gradient`, but within a backward pass that comes by other steps as well."""
+        if self.collection is None:
+            return self.gradient(causal, noncausal)
+        if causal is not None or noncausal is not None:
+            assert self.trace is not None
+            first = None if causal is None else causal[0]
+            second = None if noncausal is None else noncausal[0]
+            self.collection.take(self.call, self.x[0], self.trace, self.before, first, second)
+        return None
 
     @property
     def marks(self) -> list[Mark]:
@@ -230,7 +253,7 @@ class Record:
         """Gradients of the links, of the synapses' weights and of other parameters, from dL/d(output), masked."""
         response = self.response
         signal, states = response.split(deltas)
-        weights = self._weight_gradients(signal, states)
+        weights = self._weight_gradients(signal, states, collect=True)
         links, parameters = response.carry(signal, self.psi_carries, states)
         self._tell(links)
         return links, weights, parameters
@@ -252,8 +275,15 @@ class Record:
         return self._weight_gradients(signal, states, causal=causal, noncausal=noncausal)
 
     def _weight_gradients(
-        self, signal: Tensor | None, states: list[Tensor | None], *, causal: bool = True, noncausal: bool = True
+        self,
+        signal: Tensor | None,
+        states: list[Tensor | None],
+        *,
+        causal: bool = True,
+        noncausal: bool = True,
+        collect: bool = False,
     ) -> list[Tensor | None]:
+        multiplied = SynapticInput.take if collect else SynapticInput.gradient
         response = self.response
         weights: list[Tensor | None] = [None] * len(self.inputs)
         folds = self.session.fold_steps > 1 and not self.together and signal is not None and self._is_running()
@@ -274,11 +304,19 @@ class Record:
                     continue
                 first = post.causal(given) if causal else None
                 second = post.noncausal(given) if noncausal else None
+            if silent and not folds and self._direct(members):  # the usual case, and the quickest
+                slope = self.response.slope
+                if slope is not None:
+                    first = None if first is None else first * slope
+                    second = None if second is None else second * slope
+                for i in members:
+                    weights[i] = multiplied(self.inputs[i], first, second)
+                continue
             of_first = self._pulled(first, states, members)
             of_second = self._pulled(second, [None] * len(states), members)
             for i in members:
                 known = self.inputs[i].call.product is None  # else the weight may be another one at each call
-                gradient = self._folded if folds and known else SynapticInput.gradient
+                gradient = self._folded if folds and known else multiplied
                 weights[i] = gradient(self.inputs[i], of_first.get(i), of_second.get(i))
         return weights
 

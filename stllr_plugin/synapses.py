@@ -145,7 +145,8 @@ def linear_weight_gradients(terms: Sequence[Term]) -> Tensor:
     """Gradient of ``weight`` in ``linear(x, weight)``: [out, in], summed over pairs of x [..., in] and g [..., out]."""
     total: Tensor | None = None
     for x, g in terms:
-        factors, inputs = g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1])
+        factors = g if g.dim() == 2 else g.reshape(-1, g.shape[-1])
+        inputs = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
         product = sparse_gradient(inputs, factors)
         if product is not None:
             total = product if total is None else total.add_(product)

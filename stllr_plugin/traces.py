@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stllr_plugin.activations import Psi
 from stllr_plugin.calls import SynapseSite
+from stllr_plugin.collect import Collected, Collection
 from stllr_plugin.errors import StateError
 from stllr_plugin.folding import last_trace
 from stllr_plugin.kept_graphs import GraphCount
@@ -36,6 +37,8 @@ class EdgeTraces:
         lent: Whether somebody else may hold ``pre``, which must then not be changed in place.
         waiting: Gradients of the last steps that have not been multiplied yet (``fold_steps``).
         interrupted: Whether the trace has been changed since, other than by a step.
+        collection: Gradients of steps that a backward pass comes by.
+        collected: The weight as the steps of this sequence get it.
         direct: Whether the neuron's input was the plain sum of the synapse's output and others at its last call.
     """
 
@@ -46,6 +49,15 @@ class EdgeTraces:
     waiting: WaitingSteps | None = None
     interrupted: bool = False
     direct: bool = False
+    collection: Collection | None = None
+    collected: Tensor | None = None
+
+    def collect(self, weight: Tensor, decay: float) -> Tensor:
+        """The weight as the steps of this sequence get it: their gradients come together in ``collection``."""
+        if self.collected is None or self.collection is None or self.collection.decay != decay:
+            self.collection = Collection(self.site, decay)
+            self.collected = Collected.apply(self.collection, weight)
+        return self.collected
 
     def advance(self, x: Tensor, decay: float, lend: bool) -> tuple[Tensor | None, Tensor]:
         """``tr_x[t] = decay * tr_x[t-1] + x[t]`` for K steps.
@@ -171,8 +183,9 @@ class NeuronTraces:
     def restart(self) -> None:
         """Forgets the sequence; edges keep their names."""
         self.steps, self.sequence, self.last_step = 0, -1, -1
+        self.graphs = GraphCount()  # the last loss of the sequence before may well be in the caller's variables
         for edge in self.edges.values():
-            edge.pre, edge.interrupted = None, True
+            edge.pre, edge.interrupted, edge.collected = None, True, None
         for post in self.posts.values():
             post.trace = None
 

@@ -37,7 +37,7 @@ class LeakyKnowledge(Knowledge):
     def serves(self, neuron: Neuron, current: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """See the base class."""
         module: Any = neuron.module
-        if kwargs or not current.is_floating_point() or not _is_plain(neuron):
+        if kwargs or not current.is_floating_point() or not neuron.known_as(_is_plain):
             return False
         if args and len(args) != len(neuron.adapter.state_buffers(module)):
             return False
@@ -56,6 +56,34 @@ class LeakyKnowledge(Knowledge):
             inner, bias = recurrence.calls(recurrence.passed()), recurrence.trained_bias()
         leaves, spikes = spikes_first(step, states)
         return _response(neuron, output, leaves, step.threshold_distance.unsqueeze(0), inner, bias)
+
+    def step(self, neuron: Neuron, current: Tensor, args: tuple[Any, ...]) -> tuple[Any, NeuronStep] | None:
+        """See the base class; the operations are those of the module, without its surrogate and its reset's graph."""
+        module: Any = neuron.module
+        if hasattr(module, "recurrent"):
+            return None
+        given = args[0] if args else None
+        if given is not None and module.init_hidden:
+            return None  # the module refuses it
+        mem = module._buffers["mem"] if given is None else given
+        if mem.shape != current.shape:
+            mem = torch.zeros_like(current)
+        threshold, how = module.threshold, module.reset_mechanism_val
+        fired = spike_dtype(module.spike_grad, current.dtype)
+        with torch.no_grad():
+            reset = _fires(mem - threshold, fired)
+            u = module.beta.clamp(0, 1) * (mem if how != 1 else (1 - reset) * mem) + current
+            if how == 0:
+                u = u - reset * threshold
+            v = u - threshold
+            spikes = _fires(v, fired)
+            kept = u
+            if not module.reset_delay and how != 2:
+                kept = u - (spikes - reset) * threshold
+        module._buffers["mem"] = kept
+        module.reset = reset
+        output = (spikes, kept) if module.output or not module.init_hidden else spikes
+        return output, NeuronStep(u, v, spikes)
 
     def scan(
         self, neuron: Neuron, num_steps: int, current: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -150,6 +178,11 @@ def _run(
             reset = y
         mem, spk = u, y
     return distances, spikes, returned, mem if returned is None else mem.clone()
+
+
+def _fires(v: Tensor, dtype: torch.dtype) -> Tensor:
+    """Where v > 0, as numbers, in one pass."""
+    return torch.gt(v, 0, out=torch.empty_like(v, dtype=dtype))
 
 
 def _undone(module: Any) -> OfLeaf | None:

@@ -29,6 +29,7 @@ from stllr_plugin.session import Session
 from stllr_plugin.signals.base import LearningSignal
 from stllr_plugin.sites.broadcast import refuse_broadcast_states
 from stllr_plugin.sites.layers import Layers
+from stllr_plugin.sites.shortcut import Shortcut
 from stllr_plugin.sites.skipped import mark_skipped
 from stllr_plugin.sites.unknown import look_for_spikes
 from stllr_plugin.traces import NeuronTraces
@@ -48,6 +49,7 @@ class _OpenStep:
         input: The same, also where the neuron is not known.
         door: Through which gradients leave a neuron that is not known.
         summed: The synapse calls of which its input is the plain sum.
+        step: What it did, where the step was done by heart.
     """
 
     fresh: bool
@@ -58,6 +60,7 @@ class _OpenStep:
     summed: list[SynapseCall]
     input: Tensor | None = None
     door: Door | None = None
+    step: NeuronStep | None = None
 
 
 class NeuronSite(Neuron):
@@ -83,7 +86,8 @@ class NeuronSite(Neuron):
         super().__init__(session, name, module, adapter, rule, own_weights, inner_sites)
         self.signal = signal
         self.layers = Layers(self, self._begins_anew)
-        self._knowledge = find_knowledge(module)
+        self._knowledge = None if "forward" in module.__dict__ else find_knowledge(module)
+        self._shortcut = None if self._knowledge is None else Shortcut(module, self._instead)
         for inner in inner_sites:
             inner.inside = True
         self._open: list[_OpenStep | None] = []
@@ -96,6 +100,8 @@ class NeuronSite(Neuron):
     def attach(self) -> list[Any]:
         """Installs the tap and registers the hooks (ours first after the call); returns their handles."""
         self.tap.install()
+        if self._shortcut is not None:
+            self._shortcut.install()
         return [
             self.module.register_forward_pre_hook(_BeforeNeuron(self), with_kwargs=True),
             self.module.register_forward_hook(_AfterNeuron(self), always_call=True, prepend=True),
@@ -105,6 +111,8 @@ class NeuronSite(Neuron):
         """Takes the tap out and cuts states that the module keeps off the graph."""
         self._recover()
         self.tap.uninstall()
+        if self._shortcut is not None:
+            self._shortcut.uninstall()
         self.adapter.release_states(self.module)
 
     # Around one call.
@@ -188,8 +196,10 @@ class NeuronSite(Neuron):
 
     def _by_heart(self, opened: _OpenStep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Lets the module run on an input off the graph, where its derivatives are known by heart."""
-        if self._knowledge is None or not args or not isinstance(args[0], Tensor) or "forward" in self.module.__dict__:
+        if self._knowledge is None or not args or not isinstance(args[0], Tensor):
             return args
+        if self.module.__dict__.get("forward") is not self._shortcut:
+            return args  # the user has put another one there
         current = args[0]
         if not self._hooks_are_next() or not self._knowledge.serves(self, current, args[1:], kwargs):
             return args
@@ -198,6 +208,17 @@ class NeuronSite(Neuron):
         for site in self.inner_sites:
             site.stands_aside = True
         return (current.detach(), *args[1:])
+
+    def _instead(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
+        """The output of a step done by heart in place of the module's forward; None to leave it to the module."""
+        opened = self._open[-1] if self._open else None
+        if opened is None or opened.knowledge is None:
+            return None
+        done = opened.knowledge.step(self, args[0], args[1:])
+        if done is None:
+            return None
+        output, opened.step = done
+        return [output]
 
     def _hooks_are_next(self) -> bool:
         """Whether nobody else's hook stands between ours and the module's forward, where it might change tensors."""
@@ -257,7 +278,9 @@ class NeuronSite(Neuron):
         try:
             if output is None:
                 return None
-            step = self.adapter.read_step(self.module, tap, output)
+            step = opened.step
+            if step is None:
+                step = self.adapter.read_step(self.module, tap, output)
             if step.membrane is None or (self.adapter.spiking and step.threshold_distance is None):
                 raise StateError(
                     f"{self.kind} ran without deciding about spikes where the learner looks (does a subclass bypass "

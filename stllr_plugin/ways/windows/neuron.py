@@ -18,6 +18,7 @@ from stllr_plugin.responses.base import NeedsStepsError, Response
 from stllr_plugin.responses.library import find_knowledge
 from stllr_plugin.responses.stepped import scan_steps
 from stllr_plugin.sites.neuron import NeuronSite
+from stllr_plugin.sites.shortcut import Shortcut
 from stllr_plugin.supervision import OpenWindow
 from stllr_plugin.traces import NeuronTraces
 from stllr_plugin.walk import find_calls
@@ -88,7 +89,8 @@ def _response(
 ) -> Response:
     num_steps = steps.window.num_steps
     knowledge = find_knowledge(site.module)
-    plain = getattr(forward, "__func__", None) is type(site.module).forward  # not one that the user has put there
+    own = forward.plain if isinstance(forward, Shortcut) else forward
+    plain = getattr(own, "__func__", None) is type(site.module).forward  # not one that the user has put there
     if knowledge is not None and plain and knowledge.serves(site, current, args, kwargs):
         known = knowledge.scan(site, num_steps, current, args, kwargs)
         if known is not None:

@@ -92,7 +92,6 @@ def test_layers_cover_each_other_and_move_on_their_own():
     np.testing.assert_allclose(flow[:, rest], np.tile([[2], [0]], rest.sum()), atol=1e-5)
     np.testing.assert_allclose(picture[np.hypot(x - 6, y) < 6], 0.9, atol=1e-6)
     np.testing.assert_allclose(picture[(np.hypot(x, y) < 6) & (np.hypot(x - 6, y) > 10)], 0.2, atol=1e-6)
-    np.testing.assert_array_equal(scene.seen_layer(0.0), 2 * in_front + second)
 
 
 def test_outlines_that_vary_with_the_direction():
