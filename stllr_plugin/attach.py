@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from stllr_plugin.activations import resolve_psi
 from stllr_plugin.errors import AttachmentError, RuleError, STLLRWarning
 from stllr_plugin.facade import OptimizerFacade
-from stllr_plugin.hooks import Hook, OrphanHook
+from stllr_plugin.hooks import OrphanHook
 from stllr_plugin.neurons import NeuronAdapter, StateKeeper, find_adapter, find_keeper, find_refusal
 from stllr_plugin.neurons.surrogates import other_surrogate, surrogate_name, surrogate_problem
 from stllr_plugin.registry import SIGNALS
@@ -241,11 +241,6 @@ def _check_attached(model: nn.Module, problems: list[str]) -> None:
                 problems.append(
                     f"module {name!r} is part of a copy of an attached model; call stllr_plugin.remove_hooks(model) "
                     "first."
-                )
-                return
-            if isinstance(hook, Hook):
-                problems.append(
-                    f"module {name!r} is attached to another STLLRLearner already; call detach() on that one first."
                 )
                 return
 

@@ -15,6 +15,7 @@ from stllr_plugin import overview
 from stllr_plugin.attach import Plan, check_settings, hidden_neurons, plan_attachment, warn
 from stllr_plugin.errors import NoGradientCapturedError, NotAttachedError, RuleError, StateError
 from stllr_plugin.facade import OptimizerFacade
+from stllr_plugin.hooks import attached_to
 from stllr_plugin.network import Network
 from stllr_plugin.report import Report
 from stllr_plugin.rule import STLLRRule
@@ -118,6 +119,7 @@ class STLLRLearner(OptimizerFacade):
         excluded = (exclude,) if isinstance(exclude, str) else tuple(exclude)
         plan = plan_attachment(model, rule, dict(layer_rules or {}), learning_signal, output, excluded)
         _check_signal(plan, optimizer, fold_steps)
+        _replace_others(model)
 
         super().__init__(optimizer)
         self.reset_after_step = reset_after_step
@@ -137,8 +139,7 @@ class STLLRLearner(OptimizerFacade):
 
     def detach(self) -> None:
         """Takes everything off the model again, which is then bit for bit what it was. Calling it twice is harmless."""
-        if self._network.attached:
-            self._network.detach()
+        self._network.detach()
 
     def __enter__(self) -> STLLRLearner:
         """The learner, attached until the block ends."""
@@ -672,6 +673,20 @@ class STLLRLearner(OptimizerFacade):
             if own[what] != mine[what]:
                 warn(f"The checkpoint was made with {what} {own[what]}; this learner goes on with {mine[what]}.")
         self._signal.load_state_dict(own)
+
+
+def _replace_others(model: nn.Module) -> None:
+    """Detaches learners that the model carries already, as where a notebook's cell runs twice."""
+    others = attached_to(model)
+    for other in others:
+        other.detach()
+        other.reset_kept_states()  # of its sequence, which nobody will go on with
+    if others:
+        warn(
+            f"This {type(model).__name__}, or a part of it, was attached to another STLLRLearner, which is detached "
+            "now: the new one takes its place. To take a learner off without a new one, call its detach() or "
+            "stllr_plugin.detach(model)."
+        )
 
 
 def _check_signal(plan: Plan, optimizer: Optimizer | None, fold_steps: int | None) -> None:

@@ -108,6 +108,7 @@ class Network:
         self._handles += ModelSite(self.session, self.model).attach()
         self._keep_ddp_off_states()
         self.attached = True
+        self.session.owner = self
         self._modules_seen = self._modules_now()
 
     def _modules_now(self) -> list[tuple[str, nn.Module, type]]:
@@ -125,7 +126,9 @@ class Network:
             self.model.__dict__[_IGNORED] = [*(self._ignored_before or []), *names]
 
     def detach(self) -> None:
-        """Takes everything off the model again, which is then bit for bit what it was."""
+        """Takes everything off the model again, which is then bit for bit what it was; harmless where it is off."""
+        if not self.attached:
+            return
         self.flush()
         for handle in self._handles:
             handle.remove()
@@ -142,6 +145,7 @@ class Network:
             self.model.__dict__[_IGNORED] = self._ignored_before
         self._handles.clear()
         self.session.enabled = self.attached = False
+        self.session.owner = None
 
     def _look(self) -> None:
         """Compares the plan with the model as it is now, once per sequence.

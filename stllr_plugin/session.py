@@ -10,6 +10,7 @@ from torch import nn
 
 from stllr_plugin.arrivals import Doubts
 from stllr_plugin.clock import Clock
+from stllr_plugin.hooks import Attached
 from stllr_plugin.kept_graphs import KeptGraphs
 from stllr_plugin.supervision import OpenWindow, Sequence, Span, Supervision
 from stllr_plugin.unknown_spikes import ValueWatch
@@ -29,6 +30,7 @@ class Session:
         captures: How many gradients of the rule were delivered since the last update.
         time: The model's clock.
         uncalled: Synapses that have not been called since the sequence began.
+        owner: What is attached, while it is.
         kept: Graphs of earlier steps that are kept alive.
         watch: What may be spikes of neurons that the learner does not know.
         doubts: Whether gradients reached synapses past their neurons, where that is still on the device.
@@ -50,6 +52,7 @@ class Session:
         self.captures = 0
         self.time = Clock(supervision)
         self.uncalled: set[object] = set()
+        self.owner: Attached | None = None
         self.kept = KeptGraphs()
         self.watch = ValueWatch()
         self.doubts = Doubts()

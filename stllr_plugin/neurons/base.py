@@ -170,6 +170,11 @@ class AttributeTap(MembraneTap):
         return (getattr, (self.module, self.name))  # as Python pickles bound methods
 
 
+def without_tap(value: Any) -> Any:
+    """The plain attribute where a tap of a learner that is still attached stands in its place."""
+    return value._plain if isinstance(value, AttributeTap) else value
+
+
 def _same(value: Any) -> Any:
     return value
 

@@ -32,6 +32,7 @@ from stllr_plugin.neurons.base import (
     register_adapter,
     register_keeper,
     register_refusal,
+    without_tap,
 )
 from stllr_plugin.neurons.compared import worth
 from stllr_plugin.synapses import Synapse, register_synapse
@@ -208,7 +209,7 @@ class NorseSpikingAdapter(_NorseAdapter):
     def problems(self, module: nn.Module) -> list[str]:
         """See the base class."""
         found = super().problems(module)
-        activation: Any = module.activation
+        activation: Any = without_tap(module.activation)
         while isinstance(activation, partial):
             activation = activation.func
         if not str(getattr(activation, "__module__", "")).startswith("norse."):
@@ -218,7 +219,7 @@ class NorseSpikingAdapter(_NorseAdapter):
                 "known with an adapter (stllr_plugin.neurons.own.FiringAdapter)"
             )
         method = self.inner(module, module.p).method
-        if method == "adjoint" or "adjoint" in getattr(module.activation, "__name__", ""):
+        if method == "adjoint" or "adjoint" in getattr(activation, "__name__", ""):
             found.append(
                 'method="adjoint" replaces the whole step by its own backward; use another method, e.g. "super"'
             )

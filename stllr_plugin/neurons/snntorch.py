@@ -28,6 +28,7 @@ from stllr_plugin.neurons.base import (
     register_adapter,
     register_refusal,
     reset_rows,
+    without_tap,
 )
 from stllr_plugin.neurons.compared import FireTap, OwnFireTap, fire_tap, step_of_own_fire, worth
 from stllr_plugin.synapses import Synapse, register_synapse
@@ -259,7 +260,8 @@ class StateLeakyAdapter(NeuronAdapter):
 
     def problems(self, module: nn.Module) -> list[str]:
         """See the base class."""
-        if module.__dict__.get("fire", getattr(type(module), "fire", None)) is not SpikingNeuron.fire:
+        fire = without_tap(module.__dict__.get("fire", getattr(type(module), "fire", None)))
+        if getattr(fire, "__func__", fire) is not SpikingNeuron.fire:
             return [
                 "its `fire` is not snnTorch's own, so what it compares with the threshold is not known; leave it as it "
                 "is, or make the neuron known with an adapter (stllr_plugin.neurons.base.NeuronAdapter)"
