@@ -41,6 +41,7 @@ class SynapseSite:
         last_call: The latest call of this sequence.
         owned: Whether a neuron module holds the weight itself.
         inside: Whether a neuron module holds it, so that nobody else sees its output.
+        reached: Whether a gradient has come to it since the last update.
         stands_aside: Whether the neuron around it takes care of its call: it then only notes its input.
         passed: What it was called on last while it stood aside.
     """
@@ -57,7 +58,13 @@ class SynapseSite:
         self.inside = self.owned
         self.stands_aside = False
         self.passed: Tensor | None = None
+        self.reached = False
         self.begin()
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether its weight is to learn."""
+        return self.current_weight().requires_grad
 
     def begin(self) -> None:
         """Begins a sequence."""
@@ -298,6 +305,7 @@ class Tag(Function):
         weight_grad = None
         if ctx.needs_input_grad[2]:
             site.session.count_capture()
+            site.reached = True
             site.check_input(call)
             weight_grad = call.weight_gradient([(call.x, shown)])
         return None, shown, weight_grad, site.bias_gradient(shown) if wants_bias else None

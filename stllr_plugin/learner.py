@@ -21,6 +21,7 @@ from stllr_plugin.report import Report
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.session import Session, several_processes
 from stllr_plugin.signals import SIGNALS, LearningSignal, SignalSetup
+from stllr_plugin.silence import tell_of_silence
 from stllr_plugin.stdp import Plasticity
 from stllr_plugin.supervision import Supervision
 from stllr_plugin.ways.online import OnlineRun, run_online
@@ -257,6 +258,7 @@ class STLLRLearner(OptimizerFacade):
             self.flush()
             self._check_captured()
             self._signal.check_delivered()
+            tell_of_silence(self._network)
             if self.check_finite:
                 overview.assert_finite(self._network)
         self._inner.step()

@@ -53,6 +53,7 @@ class Network:
         attached: Whether the hooks are in place.
         carrier: Whoever carries states outside of the neurons while a sequence runs.
         window_checks: Whether the model can run on several time steps at once, by kind of input.
+        told_of: Layers that were named for getting no gradient.
         run_notes: How ``run()`` ran last, for the report.
     """
 
@@ -66,6 +67,7 @@ class Network:
         self.carrier: weakref.ref[StateCarrier] | None = None
         self.window_checks: dict[Any, tuple[Any, str | None]] = {}
         self.run_notes: str | None = None
+        self.told_of: set[str] = set()
         self._handles: list[Any] = []
         self._ignored_before: list[str] | None = None
         modules = [

@@ -254,6 +254,8 @@ class Record:
         response = self.response
         signal, states = response.split(deltas)
         weights = self._weight_gradients(signal, states, collect=True)
+        for synaptic in self.inputs:
+            synaptic.edge.reached_now = synaptic.call.site.reached = True
         links, parameters = response.carry(signal, self.psi_carries, states)
         self._tell(links)
         return links, weights, parameters

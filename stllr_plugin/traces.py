@@ -39,6 +39,8 @@ class EdgeTraces:
         interrupted: Whether the trace has been changed since, other than by a step.
         collection: Gradients of steps that a backward pass comes by.
         collected: The weight as the steps of this sequence get it.
+        reached: Whether a gradient came to it before the last update; None before the first.
+        reached_now: Whether one has come since.
         direct: Whether the neuron's input was the plain sum of the synapse's output and others at its last call.
     """
 
@@ -49,6 +51,8 @@ class EdgeTraces:
     waiting: WaitingSteps | None = None
     interrupted: bool = False
     direct: bool = False
+    reached: bool | None = None
+    reached_now: bool = False
     collection: Collection | None = None
     collected: Tensor | None = None
 

@@ -93,7 +93,7 @@ def test_it_prints_as_a_table():
     assert lines[0].startswith("S-TLLR: learning_signal=bp")
     header = next(line for line in lines if "alpha_pre" in line)
     row = next(line for line in lines if "fc2->lif2" in line)
-    assert row.split() == ["fc2->lif2", "1", "1", "1", "0.5", "inverse_square"]
+    assert row.split() == ["fc2->lif2", "1", "1", "1", "0.5", "inverse_square", "-"]
     assert header.index("psi") == row.index("inverse_square")
     assert "triangle(height=0.5, width=1)" in next(line for line in lines if "fc1->lif1" in line)
     assert any("ordinary gradient (readouts): head" in line for line in lines)

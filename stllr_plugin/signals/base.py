@@ -50,11 +50,13 @@ class LearningSignal:
         name: Its name, as in ``STLLRLearner(learning_signal=...)``.
         needs_target: Whether ``set_target`` must be called before each sequence.
         needs_optimizer: Whether it has parameters of its own, which an optimizer like the user's trains.
+        reaches_layers: Whether each layer is meant to get a gradient from a loss.
         at_each_step: Whether it is made at each time step, so that steps can neither run nor be multiplied together.
     """
 
     needs_target: ClassVar[bool] = False
     needs_optimizer: ClassVar[bool] = False
+    reaches_layers: ClassVar[bool] = True
     at_each_step: ClassVar[bool] = True
 
     def __init__(self, setup: SignalSetup) -> None:

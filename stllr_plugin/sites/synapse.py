@@ -121,6 +121,11 @@ class ModuleSite(SynapseSite):
             self.module.__dict__[name] = opened.weight
         return used is opened.placed
 
+    @property
+    def is_trained(self) -> bool:
+        """See the base class."""
+        return bool(self.synapse.trainable(self.module))
+
     def current_weight(self) -> Tensor:
         """See the base class."""
         weight: Tensor = getattr(self.module, self.synapse.weight_name)

@@ -159,7 +159,7 @@ def train(
                 loss = net(x).square().sum()
                 if t < T - options.get("supervise_last", T):
                     continue
-                total = total + loss
+                total = total + (loss if way == "a" else loss.detach())
                 if way == "b":
                     loss.backward()
             if way == "a":
