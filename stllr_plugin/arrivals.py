@@ -10,7 +10,7 @@ Nothing here holds a node of the graph.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -78,14 +78,24 @@ class Doubts:
                     raise StateError(message)
 
 
-def compare(received: Tensor, sent: Sequence[Tensor], message: str, doubts: Doubts) -> None:
+def compare(received: Tensor, sent: Sequence[Tensor], message: Callable[[], str], doubts: Doubts) -> None:
     """Compares what arrived with what was sent.
+
+    Args:
+        received: What arrived.
+        sent: What was sent.
+        message: Makes the message of the error.
+        doubts: Where the outcome goes that is better read later.
 
     Raises:
         StateError: If more arrived than was sent, now or when the doubts are settled.
     """
     if len(sent) == 1 and sent[0] is received:
         return
+    _compare_values(received, sent, message(), doubts)
+
+
+def _compare_values(received: Tensor, sent: Sequence[Tensor], message: str, doubts: Doubts) -> None:
     if received.is_sparse or any(one.shape != received.shape for one in sent):
         raise StateError(message)
     if not sent:
@@ -112,8 +122,8 @@ class Between:
 
     __slots__ = ("_doubts", "_ins", "_message", "_outs", "nested")
 
-    def __init__(self, message: str, doubts: Doubts) -> None:
-        """Args: the message of the error, and where doubts go."""
+    def __init__(self, message: Callable[[], str], doubts: Doubts) -> None:
+        """Args: what makes the message of the error, and where doubts go."""
         self.nested = False
         self._ins: dict[int, Arrivals] = {}
         self._outs: list[tuple[int, Arrivals]] = []
@@ -148,7 +158,7 @@ def between_at(node: Node) -> Between | None:
     return found
 
 
-def watch(node: Node, message: str, doubts: Doubts) -> Between:
+def watch(node: Node, message: Callable[[], str], doubts: Doubts) -> Between:
     """Begins to watch a node, if nothing does yet."""
     found = between_at(node)
     if found is None:

@@ -7,6 +7,7 @@ called here one by one, so that the user's hooks on them, which belong to the ba
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -144,7 +145,7 @@ def guard(current: Tensor, found: Sequence[Found], doubts: Doubts) -> Arrivals |
     nodes = on_the_way([root], calls.__contains__)
     if not nodes:
         return None
-    message = bypassed([call for node, call in calls.items() if node in nodes])
+    message = partial(bypassed, [call for node, call in calls.items() if node in nodes])
 
     def place(node: Node, number: int) -> Arrivals:
         call = calls.get(node)

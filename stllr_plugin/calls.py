@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -294,7 +295,7 @@ class Tag(Function):
         if call.consumed:
             if not mark.nested:
                 if call.arrivals is not None:
-                    compare(grad, call.arrivals.take(), bypassed([call]), site.session.doubts)
+                    compare(grad, call.arrivals.take(), partial(bypassed, [call]), site.session.doubts)
                 if call.onward is not None:
                     call.onward.tell(grad)
             return None, grad, None, site.bias_gradient(grad) if wants_bias else None

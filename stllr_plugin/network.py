@@ -186,7 +186,6 @@ class Network:
             last: Number of supervised steps at its end, where that is not the learner's.
         """
         self.session.watch.check()
-        self.session.doubts.settle()
         self.flush()
         self.session.supervision.begin(num_steps, lengths, last)
         self.restart(ended_by_step=False, keep_target=keep_target)

@@ -65,6 +65,7 @@ class Session:
         """A part of the model runs: looks at the model where that is the first time in this sequence."""
         number = self.supervision.sequence.number
         if number != self._looked_at:
+            self.doubts.settle()
             if self.look_at_model is not None:
                 self.look_at_model()
             self._looked_at = number
