@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.utils import parametrize
-from torch.optim import Optimizer
 
 from stllr_plugin.activations import resolve_psi
 from stllr_plugin.errors import AttachmentError, RuleError, STLLRWarning
-from stllr_plugin.facade import OptimizerFacade
 from stllr_plugin.hooks import OrphanHook
 from stllr_plugin.neurons import NeuronAdapter, StateKeeper, find_adapter, find_keeper, find_refusal
 from stllr_plugin.neurons.surrogates import other_surrogate, surrogate_name, surrogate_problem
@@ -70,34 +66,6 @@ class Plan:
         """All modules that attaching treats in some way, by name."""
         lists: tuple[Any, ...] = (self.synapses, self.neurons, self.lifts, self.recurrences, self.excluded)
         return {name: module for found in (*lists, self.keepers) for name, module, *_ in found}
-
-
-def check_settings(optimizer: Any, counts: Mapping[str, Any], product_dtype: Any) -> None:
-    """Checks what is said of optimizer and steps.
-
-    Args:
-        optimizer: The optimizer, or None.
-        counts: By name, numbers of time steps, each of which may be None.
-        product_dtype: In which the weights' gradients are multiplied.
-
-    Raises:
-        RuleError: If a number or the dtype is not valid.
-        AttachmentError: If the optimizer is none.
-    """
-    for name, value in counts.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise RuleError(f"{name}={value!r}: expected a positive number of time steps, or None.")
-    if counts["supervise_last"] is not None and counts["supervise_random"] is not None:
-        raise RuleError("supervise_last and supervise_random exclude each other; pass one of them.")
-    if isinstance(optimizer, OptimizerFacade):
-        raise AttachmentError(["optimizer is an STLLRLearner itself; pass the optimizer that it wraps."])
-    if optimizer is not None and not isinstance(optimizer, Optimizer):
-        raise AttachmentError([f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer (or None)."])
-    if product_dtype not in (None, torch.bfloat16):
-        raise RuleError(
-            f"product_dtype={product_dtype!r}: expected torch.bfloat16, or None for at least float32 (in float16 "
-            "small gradients vanish)."
-        )
 
 
 def plan_attachment(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stllr_plugin import overview
-from stllr_plugin.attach import Plan, check_settings, hidden_neurons, plan_attachment, warn
+from stllr_plugin.attach import Plan, hidden_neurons, plan_attachment, warn
 from stllr_plugin.errors import NoGradientCapturedError, NotAttachedError, RuleError, StateError
 from stllr_plugin.facade import OptimizerFacade
 from stllr_plugin.hooks import attached_to
@@ -20,6 +20,7 @@ from stllr_plugin.network import Network
 from stllr_plugin.report import Report
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.session import Session, several_processes
+from stllr_plugin.settings import check_settings, checked_layer_rules, checked_patterns, load_optimizer, split_state
 from stllr_plugin.signals import SIGNALS, LearningSignal, SignalSetup
 from stllr_plugin.silence import tell_of_silence
 from stllr_plugin.stdp import Plasticity
@@ -116,9 +117,11 @@ class STLLRLearner(OptimizerFacade):
                 "fold_steps": fold_steps,
             },
             product_dtype,
+            feedback_seed,
+            learning_signal,
         )
-        excluded = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-        plan = plan_attachment(model, rule, dict(layer_rules or {}), learning_signal, output, excluded)
+        rules, excluded = checked_layer_rules(layer_rules), checked_patterns(exclude)
+        plan = plan_attachment(model, rule, rules, learning_signal, output, excluded)
         _check_signal(plan, optimizer, fold_steps)
         _replace_others(model)
 
@@ -378,7 +381,7 @@ class STLLRLearner(OptimizerFacade):
         Raises:
             RuleError: If the learning signal uses no target, or it is of neither form.
         """
-        self._signal.set_target(torch.as_tensor(target), scale, loss_scale)
+        self._signal.set_target(target, scale, loss_scale)
 
     def reinforce(self, reward: float | Tensor = 1.0) -> None:
         """In place of ``loss.backward()`` under learning_signal="one": moves the weights along their eligibilities.
@@ -655,19 +658,14 @@ class STLLRLearner(OptimizerFacade):
         Warns if the saved rule differs from this learner's, which stays in force.
 
         Raises:
-            RuleError: If the learning signal differs, or feedback matrices name neurons that this model does not have.
+            RuleError: If it is no such state, the learning signal differs, or feedback matrices name neurons that this
+                model does not have.
         """
-        state = dict(state_dict)
-        own = state.pop(_STATE_KEY, None)
+        state, own = split_state(state_dict, _STATE_KEY, self.learning_signal)
         if own is not None:
-            if own["learning_signal"] != self.learning_signal:
-                raise RuleError(
-                    f"The checkpoint was made with learning_signal={own['learning_signal']!r}, this learner has "
-                    f"{self.learning_signal!r}."
-                )
             self._signal.check_state(own)
         if self._inner is not None:
-            self._inner.load_state_dict(state)
+            load_optimizer(self._inner, state)
         if own is None:
             return
         mine = self._described()

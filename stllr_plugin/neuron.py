@@ -124,6 +124,11 @@ class Neuron:
                 f"Neuron {self.name!r}: psi returned {found} for v of shape {tuple(v.shape)}; it must map a tensor "
                 "element by element."
             )
+        if not value.is_floating_point():
+            raise StateError(
+                f"Neuron {self.name!r}: psi returned {value.dtype}, with which no gradient can be computed; return "
+                "floating-point numbers, for example psi(v).to(v.dtype)."
+            )
         return value.detach().unsqueeze(0) if alone else value.detach()
 
     def _check_surrogate(self, v: Tensor) -> None:

@@ -220,6 +220,8 @@ class Supervision:
 
     def extend(self, num_steps: int | None) -> None:
         """Announces further steps of the running sequence; None if their number is not known."""
+        if num_steps is not None and (isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 0):
+            raise StateError(f"num_steps={num_steps!r}: expected a number of time steps, or None.")
         if self.random is not None:
             raise StateError(
                 f"supervise_random={self.random} draws its steps for a whole sequence beforehand, so a stream cannot "

@@ -146,6 +146,15 @@ class DirectSignal(LearningSignal):
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """See the base class."""
+        feedback = state.get("feedback")
+        seed = state.get("feedback_seed")
+        right = isinstance(feedback, Mapping) and all(isinstance(matrix, Tensor) for matrix in feedback.values())
+        if not right or isinstance(seed, bool) or not isinstance(seed, int):
+            raise RuleError(
+                "load_state_dict(): the state of learning_signal="
+                f"{self.name!r} has feedback matrices by neuron, and their seed; found 'feedback' as a "
+                f"{type(feedback).__name__} and feedback_seed={seed!r}."
+            )
         unknown = sorted(set(state["feedback"]) - set(self.feedback.names))
         if unknown:
             raise RuleError(

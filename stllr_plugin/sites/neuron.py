@@ -293,6 +293,8 @@ class NeuronSite(Neuron):
     def _advance(self, step: NeuronStep, output: Any, opened: _OpenStep) -> Any:
         membrane = step.membrane
         assert membrane is not None
+        if not membrane.numel():
+            raise StateError(f"{self.kind} received a batch without a sample; leave empty batches out.")
         root = membrane if opened.current is None else opened.current
         calls, boundaries = (
             ([], []) if root.grad_fn is None else find_calls(root.grad_fn, root.shape, self.session.weights)

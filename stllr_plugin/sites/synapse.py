@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks
 from torch.nn.utils import parametrize
@@ -185,6 +186,8 @@ class ModuleSite(SynapseSite):
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Cuts an input that comes from an earlier step (a recurrence of the user's own) off the graph."""
         x = args[0] if args else kwargs.get(self.synapse.input_name)
+        if isinstance(x, Tensor) and x.layout is not torch.strided:
+            raise StateError(f"Synapse {self.name!r} received a sparse tensor; pass x.to_dense().")
         if not isinstance(x, Tensor) or x.grad_fn is None or self.session.window is not None:
             return None
         records, parameters = records_behind(x.grad_fn)

@@ -12,13 +12,21 @@ from stllr_plugin.errors import StateError
 from stllr_plugin.network import Network
 from stllr_plugin.neurons.base import map_tensors, rebuilt
 from stllr_plugin.ways.snapshot import Snapshot
-from stllr_plugin.ways.within import StepAction, refuse_disabled, refuse_several_processes
+from stllr_plugin.ways.within import (
+    StepAction,
+    refuse_disabled,
+    refuse_no_function,
+    refuse_no_value,
+    refuse_several_processes,
+)
 
 
 def run_two_pass(
     network: Network, output: nn.Module, loss_fn: Callable[[Any], Tensor], forward: Callable[[], Any]
 ) -> Tensor:
     """See ``STLLRLearner.two_pass``."""
+    refuse_no_function(loss_fn, "loss_fn", "two_pass()")
+    refuse_no_function(forward, "forward", "two_pass()")
     refuse_several_processes("two_pass()")
     refuse_disabled(network, "two_pass()")
     start = Snapshot(network)
@@ -43,6 +51,7 @@ def run_two_pass(
         for handle in handles:
             handle.remove()
         network.session.enabled = True
+    refuse_no_value(loss, "two_pass()")
     leaves = [leaf for step in records for _, leaf in step]
     if not leaves or not loss.requires_grad:
         raise StateError(
