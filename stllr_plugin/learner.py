@@ -540,7 +540,12 @@ class STLLRLearner(OptimizerFacade):
         self._require_attached()
         return run_online(self._network, self._module(output), loss_fn, num_steps, backward)
 
-    def two_pass(self, output: nn.Module | str, loss_fn: Callable[[Any], Tensor], forward: Callable[[], Any]) -> Tensor:
+    def two_pass(
+        self,
+        output: nn.Module | str | Sequence[nn.Module | str] | None,
+        loss_fn: Callable[[Any], Tensor],
+        forward: Callable[[], Any],
+    ) -> Tensor:
         """Exact gradients at constant memory for a loss that is not a sum over time steps, e.g. on spike counts.
 
         A first pass without a graph records the outputs and yields dL/d(output) of each step; a second pass, equal to
@@ -550,19 +555,26 @@ class STLLRLearner(OptimizerFacade):
             optimizer.step()
 
         Args:
-            output: The module (or its name) from whose outputs the loss is computed.
-            loss_fn: Maps what ``forward`` returns to the loss; must depend on the model through the module's outputs
-                only.
+            output: The module (or its name) from whose outputs the loss is computed; a list where it depends on
+                several, each of which runs once per step; None for all neurons.
+            loss_fn: Maps what ``forward`` returns to the loss. Parameters that it uses itself, such as a penalty on
+                weights, get their ordinary gradient.
             forward: Runs the whole sequence, states included, and returns what ``loss_fn`` takes. It is called twice.
 
         Returns:
             The loss, detached.
 
         Raises:
-            StateError: If the two passes differ, e.g. through randomness outside of torch's generators.
+            StateError: If the loss depends on outputs of other modules, or the two passes differ, e.g. through
+                randomness outside of torch's generators.
         """
         self._require_attached()
-        return run_two_pass(self._network, self._module(output), loss_fn, forward)
+        if output is None:
+            modules = [neuron.module for neuron in self._network.neurons]
+        else:
+            named = [output] if isinstance(output, (nn.Module, str)) else list(output)
+            modules = list(dict.fromkeys(self._module(module) for module in named))
+        return run_two_pass(self._network, modules, loss_fn, forward)
 
     def _module(self, module: nn.Module | str) -> nn.Module:
         if isinstance(module, str):
