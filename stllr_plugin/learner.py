@@ -212,6 +212,12 @@ class STLLRLearner(OptimizerFacade):
 
     # The optimizer.
 
+    def _groups_are_seen(self) -> None:
+        """A GradScaler, say, looks at gradients next: what ``fold_steps`` keeps back arrives first."""
+        network = self.__dict__.get("_network")
+        if network is not None and network.session.fold_steps > 1 and not several_processes():
+            network.flush()
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients of the inner optimizer's parameters (without one: of the model's).
 
