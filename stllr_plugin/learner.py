@@ -251,10 +251,32 @@ class STLLRLearner(OptimizerFacade):
             raise RuleError(
                 "This learner was built without an optimizer; pass one, or call your own optimizer's step()."
             )
-        loss = None
-        if closure is not None:
+        if closure is None:
+            self._check_ready()
+            self._inner.step()
+            loss = None
+        else:
+            loss = self._inner.step(self._checked(closure))
+        self._signal.step(self._inner)
+        self._session.captures = 0
+        if self.reset_after_step:
+            self._warn_of_resets_within_sequences()
+            self._end_sequence()
+        return loss
+
+    def _checked(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """A closure for the inner optimizer, which may evaluate it several times (as LBFGS does)."""
+
+        def evaluate() -> Any:
             with torch.enable_grad():
                 loss = closure()
+            self._check_ready()
+            return loss
+
+        return evaluate
+
+    def _check_ready(self) -> None:
+        """Brings in what is still kept back, and raises if an update would not be one by the rule."""
         if self._session.enabled:
             if several_processes() and self._network.waiting_edges():
                 raise StateError(
@@ -270,13 +292,6 @@ class STLLRLearner(OptimizerFacade):
             tell_of_silence(self._network)
             if self.check_finite:
                 overview.assert_finite(self._network)
-        self._inner.step()
-        self._signal.step(self._inner)
-        self._session.captures = 0
-        if self.reset_after_step:
-            self._warn_of_resets_within_sequences()
-            self._end_sequence()
-        return loss
 
     def flush(self) -> None:
         """Puts into ``.grad`` what ``fold_steps`` still keeps back; :meth:`step` does so by itself."""
@@ -658,6 +673,18 @@ class STLLRLearner(OptimizerFacade):
 
     # Checkpoints.
 
+    def __copy__(self) -> STLLRLearner:
+        """Raises StateError: a learner belongs to its model."""
+        raise _not_copied("copied")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> STLLRLearner:
+        """Raises StateError: a learner belongs to its model."""
+        raise _not_copied("copied")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Raises StateError: a learner belongs to its model."""
+        raise _not_copied("pickled")
+
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's state and, under "stllr", rules and feedback matrices; traces belong to a sequence."""
         inner: dict[str, Any] = {"state": {}, "param_groups": []} if self._inner is None else self._inner.state_dict()
@@ -691,6 +718,13 @@ class STLLRLearner(OptimizerFacade):
             if own[what] != mine[what]:
                 warn(f"The checkpoint was made with {what} {own[what]}; this learner goes on with {mine[what]}.")
         self._signal.load_state_dict(own)
+
+
+def _not_copied(how: str) -> StateError:
+    return StateError(
+        f"An STLLRLearner cannot be {how}, since it is attached to its model. Save learner.state_dict() and the "
+        "model's; for a second model, copy the model, call stllr_plugin.remove_hooks(copy), and build a learner for it."
+    )
 
 
 def _replace_others(model: nn.Module) -> None:
