@@ -43,6 +43,7 @@ class Plan:
         rule: The rule of everything else.
         learning_signal: The learning signal.
         output: Name and module whose output the loss sees; for signals that reach hidden layers directly.
+        output_named: Whether the user has named it.
         other_parameters: Names of trainable parameters that are neither synaptic weights nor biases of synapses.
         excluded: (name, module) of modules left alone on request.
         keepers: (name, module, kind) of modules that keep a state and are no neurons.
@@ -57,6 +58,7 @@ class Plan:
     rules: dict[str, STLLRRule] = field(default_factory=dict)
     learning_signal: str = "bp"
     output: tuple[str, nn.Module] | None = None
+    output_named: bool = False
     other_parameters: list[str] = field(default_factory=list)
     excluded: list[tuple[str, nn.Module]] = field(default_factory=list)
     keepers: list[tuple[str, nn.Module, StateKeeper]] = field(default_factory=list)
@@ -286,7 +288,7 @@ def _find_output(model: nn.Module, plan: Plan, signal: str, output: str | None, 
                 f"output={output!r} is no module of the model; it has {[name for name in modules if name]}."
             )
             return
-        plan.output = (output, modules[output])
+        plan.output, plan.output_named = (output, modules[output]), True
         return
     # By default the last synapse or neuron in the order of registration is what the loss sees.
     found = [(name, module) for name, module, _ in plan.synapses] + [(name, module) for name, module, _ in plan.neurons]

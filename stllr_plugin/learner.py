@@ -713,4 +713,5 @@ def _make_signal(plan: Plan, session: Session, seed: int | None) -> LearningSign
     with_time = frozenset(name for name, module, adapter in plan.neurons if adapter.is_sequence(module))
     seed = torch.initial_seed() if seed is None else seed
     kind: type[LearningSignal] = SIGNALS[plan.learning_signal]
-    return kind(SignalSetup(session, plan.learning_signal, name, module, hidden, seed, with_time))
+    named = plan.output_named
+    return kind(SignalSetup(session, plan.learning_signal, name, module, hidden, seed, with_time, named))
