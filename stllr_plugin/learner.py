@@ -305,8 +305,9 @@ class STLLRLearner(OptimizerFacade):
         if self._single_step_updates == 3 and self._num_steps != 1:
             warn(
                 "Each of the last three step() calls came after a single time step, and each reset the neurons and "
-                "the traces. If you update at every time step of a sequence, build the learner with "
-                "reset_after_step=False and call learner.reset() before each sequence."
+                "the traces. If your sequences have one time step, say so with num_steps=1. If you update at every "
+                "time step of a longer sequence, build the learner with reset_after_step=False and call "
+                "learner.reset() before each sequence."
             )
 
     def assert_finite(self) -> None:
