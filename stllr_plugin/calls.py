@@ -312,6 +312,24 @@ class Tag(Function):
         return None, shown, weight_grad, site.bias_gradient(shown) if wants_bias else None
 
 
+class UsesWeight(Function):
+    """Identity on a synapse's input that makes autograd wait with the weight until the call's own backward is done.
+
+    A hook may update the weight as soon as its gradient is there, and the product of the call still needs it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        """Returns the input, under a new tensor."""
+        ctx.stllr = Mark()
+        return x.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Passes the gradient on."""
+        return grad, None
+
+
 class GatedInput(Function):
     """Identity on a synapse's input; stops the learning signal where the gate is closed."""
 

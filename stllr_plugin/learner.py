@@ -212,6 +212,12 @@ class STLLRLearner(OptimizerFacade):
 
     # The optimizer.
 
+    def _groups_are_seen(self) -> None:
+        """A GradScaler, say, looks at gradients next: what ``fold_steps`` keeps back arrives first."""
+        network = self.__dict__.get("_network")
+        if network is not None and network.session.fold_steps > 1 and not several_processes():
+            network.flush()
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients of the inner optimizer's parameters (without one: of the model's).
 
@@ -245,10 +251,32 @@ class STLLRLearner(OptimizerFacade):
             raise RuleError(
                 "This learner was built without an optimizer; pass one, or call your own optimizer's step()."
             )
-        loss = None
-        if closure is not None:
+        if closure is None:
+            self._check_ready()
+            self._inner.step()
+            loss = None
+        else:
+            loss = self._inner.step(self._checked(closure))
+        self._signal.step(self._inner)
+        self._session.captures = 0
+        if self.reset_after_step:
+            self._warn_of_resets_within_sequences()
+            self._end_sequence()
+        return loss
+
+    def _checked(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """A closure for the inner optimizer, which may evaluate it several times (as LBFGS does)."""
+
+        def evaluate() -> Any:
             with torch.enable_grad():
                 loss = closure()
+            self._check_ready()
+            return loss
+
+        return evaluate
+
+    def _check_ready(self) -> None:
+        """Brings in what is still kept back, and raises if an update would not be one by the rule."""
         if self._session.enabled:
             if several_processes() and self._network.waiting_edges():
                 raise StateError(
@@ -264,13 +292,6 @@ class STLLRLearner(OptimizerFacade):
             tell_of_silence(self._network)
             if self.check_finite:
                 overview.assert_finite(self._network)
-        self._inner.step()
-        self._signal.step(self._inner)
-        self._session.captures = 0
-        if self.reset_after_step:
-            self._warn_of_resets_within_sequences()
-            self._end_sequence()
-        return loss
 
     def flush(self) -> None:
         """Puts into ``.grad`` what ``fold_steps`` still keeps back; :meth:`step` does so by itself."""
@@ -541,7 +562,12 @@ class STLLRLearner(OptimizerFacade):
         self._require_attached()
         return run_online(self._network, self._module(output), loss_fn, num_steps, backward)
 
-    def two_pass(self, output: nn.Module | str, loss_fn: Callable[[Any], Tensor], forward: Callable[[], Any]) -> Tensor:
+    def two_pass(
+        self,
+        output: nn.Module | str | Sequence[nn.Module | str] | None,
+        loss_fn: Callable[[Any], Tensor],
+        forward: Callable[[], Any],
+    ) -> Tensor:
         """Exact gradients at constant memory for a loss that is not a sum over time steps, e.g. on spike counts.
 
         A first pass without a graph records the outputs and yields dL/d(output) of each step; a second pass, equal to
@@ -551,19 +577,27 @@ class STLLRLearner(OptimizerFacade):
             optimizer.step()
 
         Args:
-            output: The module (or its name) from whose outputs the loss is computed.
-            loss_fn: Maps what ``forward`` returns to the loss; must depend on the model through the module's outputs
-                only.
+            output: The module (or its name) from whose outputs the loss is computed; a list where it depends on
+                several, each of which runs once per step; None for all neurons.
+            loss_fn: Maps what ``forward`` returns to the loss. Parameters that it uses itself, such as a penalty on
+                weights, get their ordinary gradient.
             forward: Runs the whole sequence, states included, and returns what ``loss_fn`` takes. It is called twice.
 
         Returns:
             The loss, detached.
 
         Raises:
-            StateError: If the two passes differ, e.g. through randomness outside of torch's generators.
+            StateError: If the loss depends on outputs of other modules, or the two passes differ, e.g. through
+                randomness outside of torch's generators.
         """
         self._require_attached()
-        return run_two_pass(self._network, self._module(output), loss_fn, forward)
+        if output is None:
+            modules = [neuron.module for neuron in self._network.neurons]
+        else:
+            one = isinstance(output, (nn.Module, str)) or not isinstance(output, Iterable)
+            named: list[Any] = [output] if one else list(output)  # type: ignore[arg-type]
+            modules = list(dict.fromkeys(self._module(module) for module in named))
+        return run_two_pass(self._network, modules, loss_fn, forward)
 
     def _module(self, module: nn.Module | str) -> nn.Module:
         if isinstance(module, str):
@@ -641,6 +675,18 @@ class STLLRLearner(OptimizerFacade):
 
     # Checkpoints.
 
+    def __copy__(self) -> STLLRLearner:
+        """Raises StateError: a learner belongs to its model."""
+        raise _not_copied("copied")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> STLLRLearner:
+        """Raises StateError: a learner belongs to its model."""
+        raise _not_copied("copied")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Raises StateError: a learner belongs to its model."""
+        raise _not_copied("pickled")
+
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's state and, under "stllr", rules and feedback matrices; traces belong to a sequence."""
         inner: dict[str, Any] = {"state": {}, "param_groups": []} if self._inner is None else self._inner.state_dict()
@@ -674,6 +720,13 @@ class STLLRLearner(OptimizerFacade):
             if own[what] != mine[what]:
                 warn(f"The checkpoint was made with {what} {own[what]}; this learner goes on with {mine[what]}.")
         self._signal.load_state_dict(own)
+
+
+def _not_copied(how: str) -> StateError:
+    return StateError(
+        f"An STLLRLearner cannot be {how}, since it is attached to its model. Save learner.state_dict() and the "
+        "model's; for a second model, copy the model, call stllr_plugin.remove_hooks(copy), and build a learner for it."
+    )
 
 
 def _replace_others(model: nn.Module) -> None:

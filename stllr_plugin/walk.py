@@ -72,7 +72,7 @@ def find_calls(
             if following is None:
                 continue
             if type(following).__name__ == "AccumulateGrad":
-                if weights and id(following.variable) in weights:  # type: ignore[attr-defined]
+                if mark is None and weights and id(following.variable) in weights:  # type: ignore[attr-defined]
                     _refuse_use(weights[id(following.variable)].name)  # type: ignore[attr-defined]
                 continue
             stack.append((following, identity and _adds(node, position)))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks
 from torch.nn.utils import parametrize
 
-from stllr_plugin.calls import GatedInput, InputGate, SynapseSite
+from stllr_plugin.calls import GatedInput, InputGate, SynapseSite, UsesWeight
 from stllr_plugin.errors import StateError
 from stllr_plugin.hooks import Hook, eager, refuse_recomputation
 from stllr_plugin.parametrized import ComputedWeight
@@ -164,7 +164,23 @@ class ModuleSite(SynapseSite):
             bias.requires_grad_(False)
             opened.bias = bias
         self._open.append(opened)
-        return self._without_past(args, kwargs)
+        changed = self._without_past(args, kwargs)
+        if any(getattr(parameter, "_post_accumulate_grad_hooks", None) for parameter in parameters):
+            changed = self._weight_in_use(*((args, kwargs) if changed is None else changed), opened)
+        return changed
+
+    def _weight_in_use(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], opened: _OpenCall
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Where an optimizer steps in the backward pass: it must wait for the product that still needs the weight."""
+        x = args[0] if args else kwargs[self.synapse.input_name]
+        weight = opened.weight
+        if weight is None or not x.requires_grad:
+            return args, kwargs
+        x = UsesWeight.apply(x, weight.requires_grad_(True))
+        for parameter in opened.parameters:
+            parameter.requires_grad_(False)
+        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, self.synapse.input_name: x})
 
     def _before_own_forward(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
