@@ -22,7 +22,6 @@ from stllr_plugin.rule import STLLRRule
 from stllr_plugin.session import Session, several_processes
 from stllr_plugin.settings import check_settings, checked_layer_rules, checked_patterns, load_optimizer, split_state
 from stllr_plugin.signals import SIGNALS, LearningSignal, SignalSetup
-from stllr_plugin.silence import tell_of_silence
 from stllr_plugin.stdp import Plasticity
 from stllr_plugin.supervision import Supervision
 from stllr_plugin.ways.online import OnlineRun, run_online
@@ -136,6 +135,7 @@ class STLLRLearner(OptimizerFacade):
         self._signal = _make_signal(plan, self._session, feedback_seed)
         self._signal.use_plasticity(plasticity)
         self._network = Network(plan, self._session, self._signal)
+        self._network.ended_by_step = optimizer is not None and reset_after_step
         supervision.begin(num_steps, None)
         self._network.attach()
 
@@ -289,7 +289,8 @@ class STLLRLearner(OptimizerFacade):
             self.flush()
             self._check_captured()
             self._signal.check_delivered()
-            tell_of_silence(self._network)
+            if self.reset_after_step:
+                self._network.look_for_silence()
             if self.check_finite:
                 overview.assert_finite(self._network)
 

@@ -17,6 +17,7 @@ from stllr_plugin.own_weights import OwnWeightSite
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.session import Session
 from stllr_plugin.signals import LearningSignal
+from stllr_plugin.silence import Silence
 from stllr_plugin.sites.excluded import ExclusionHook
 from stllr_plugin.sites.kept import KeptStateSite
 from stllr_plugin.sites.lift import LiftGuard, RecurrenceCut
@@ -53,7 +54,7 @@ class Network:
         attached: Whether the hooks are in place.
         carrier: Whoever carries states outside of the neurons while a sequence runs.
         window_checks: Whether the model can run on several time steps at once, by kind of input.
-        told_of: Layers that were named for getting no gradient.
+        ended_by_step: Whether an update ends the sequence, so that gradients may come until then.
         run_notes: How ``run()`` ran last, for the report.
     """
 
@@ -67,7 +68,8 @@ class Network:
         self.carrier: weakref.ref[StateCarrier] | None = None
         self.window_checks: dict[Any, tuple[Any, str | None]] = {}
         self.run_notes: str | None = None
-        self.told_of: set[str] = set()
+        self.ended_by_step = False
+        self._silence = Silence()
         self._handles: list[Any] = []
         self._ignored_before: list[str] | None = None
         modules = [
@@ -157,6 +159,8 @@ class Network:
         """
         if not self.attached:
             return
+        if not self.ended_by_step:
+            self.look_for_silence()  # in a sequence whose successor began without a reset
         seen = self._modules_now()
         if seen != self._modules_seen:
             changes = changes_since(self.plan, self.model)
@@ -187,6 +191,8 @@ class Network:
         """
         self.session.watch.check()
         self.flush()
+        if not self.ended_by_step:
+            self.look_for_silence()
         self.session.supervision.begin(num_steps, lengths, last)
         self.restart(ended_by_step=False, keep_target=keep_target)
 
@@ -205,6 +211,11 @@ class Network:
         for module in self.model.modules():
             if isinstance(module, SequenceDropout):
                 module.reset_mask()
+
+    def look_for_silence(self) -> None:
+        """Warns of layers that have got no gradient; to be called once per sequence, when all have had their chance."""
+        edges = [edge for _, traces in self.layers() for edge in traces.edges.values()]
+        self._silence.look(self.synapses, edges, tell=self.signal.reaches_layers)
 
     def reset_samples(self, mask: Tensor) -> None:
         """Resets the samples in ``mask``, bool [B], within the running sequence."""
