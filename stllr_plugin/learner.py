@@ -20,7 +20,14 @@ from stllr_plugin.network import Network
 from stllr_plugin.report import Report
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.session import Session, several_processes
-from stllr_plugin.settings import check_settings, checked_layer_rules, checked_patterns, load_optimizer, split_state
+from stllr_plugin.settings import (
+    check_settings,
+    checked_layer_rules,
+    checked_mask,
+    checked_patterns,
+    load_optimizer,
+    split_state,
+)
 from stllr_plugin.signals import SIGNALS, LearningSignal, SignalSetup
 from stllr_plugin.stdp import Plasticity
 from stllr_plugin.supervision import Supervision
@@ -363,10 +370,7 @@ class STLLRLearner(OptimizerFacade):
                     "reset(mask) keeps the running sequence; num_steps and lengths begin a new one. Pass one or the "
                     "other."
                 )
-            mask = torch.as_tensor(mask)
-            if mask.dim() != 1 or mask.dtype != torch.bool:
-                raise StateError(f"mask must be a bool tensor [B]; found {mask.dtype} of shape {tuple(mask.shape)}.")
-            self._network.reset_samples(mask)
+            self._network.reset_samples(checked_mask(mask))
             return
         if lengths is None and num_steps is None:
             num_steps = self._num_steps
