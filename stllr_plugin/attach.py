@@ -43,7 +43,9 @@ class Plan:
         rule: The rule of everything else.
         learning_signal: The learning signal.
         output: Name and module whose output the loss sees; for signals that reach hidden layers directly.
-        other_parameters: Names of trainable parameters that are neither synaptic weights nor biases of synapses.
+        output_named: Whether the user has named it.
+        other_parameters: Names of trainable parameters that are neither synaptic weights nor biases of synapses, nor in
+            a module that is left alone.
         excluded: (name, module) of modules left alone on request.
         keepers: (name, module, kind) of modules that keep a state and are no neurons.
         exclude: The patterns of what is left alone.
@@ -57,6 +59,7 @@ class Plan:
     rules: dict[str, STLLRRule] = field(default_factory=dict)
     learning_signal: str = "bp"
     output: tuple[str, nn.Module] | None = None
+    output_named: bool = False
     other_parameters: list[str] = field(default_factory=list)
     excluded: list[tuple[str, nn.Module]] = field(default_factory=list)
     keepers: list[tuple[str, nn.Module, StateKeeper]] = field(default_factory=list)
@@ -170,7 +173,7 @@ def _discover(model: nn.Module, exclude: tuple[str, ...], plan: Plan, problems: 
             continue
         refusal = find_refusal(module)
         if refusal is not None:
-            problems.append(f"Neuron {where}: {refusal}. Or leave it out with exclude=[{name!r}].")
+            problems.append(f"{_noun(module)} {where}: {refusal}. Or leave it out with exclude=[{name!r}].")
             covered.update(id(child) for child in module.modules())
             continue
         refused_layer = next((reason for kind, reason in _REFUSED_LAYERS if isinstance(module, kind)), None)
@@ -198,6 +201,15 @@ def _discover(model: nn.Module, exclude: tuple[str, ...], plan: Plan, problems: 
             "learner needs at least one, for example snntorch.Leaky or norse.torch.LIFCell; CONTRIBUTING.md shows how "
             "to add an adapter for others."
         )
+
+
+def _noun(module: nn.Module) -> str:
+    """What to call a module that is refused: some libraries have layers of their own with the classes of torch's."""
+    kinds = [kind for kind in type(module).__mro__ if kind is not nn.Module]
+    is_layer = any(
+        kind.__module__.startswith("torch.nn.modules.") or kind.__module__.endswith(".layer") for kind in kinds
+    )
+    return "Layer" if is_layer else "Neuron"
 
 
 def _check_attached(model: nn.Module, problems: list[str]) -> None:
@@ -286,7 +298,7 @@ def _find_output(model: nn.Module, plan: Plan, signal: str, output: str | None, 
                 f"output={output!r} is no module of the model; it has {[name for name in modules if name]}."
             )
             return
-        plan.output = (output, modules[output])
+        plan.output, plan.output_named = (output, modules[output]), True
         return
     # By default the last synapse or neuron in the order of registration is what the loss sees.
     found = [(name, module) for name, module, _ in plan.synapses] + [(name, module) for name, module, _ in plan.neurons]
@@ -326,8 +338,14 @@ def _list_other_parameters(model: nn.Module, plan: Plan) -> None:
                 known.update(id(parameter) for parameter in originals.parameters())
             known.add(id(module._parameters.get(f"{weight}_orig")))  # torch's pruning
     plan.other_parameters = [
-        name for name, parameter in model.named_parameters() if parameter.requires_grad and id(parameter) not in known
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and id(parameter) not in known and not _is_part(name, plan.excluded)
     ]
+
+
+def _is_part(name: str, modules: list[tuple[str, nn.Module]]) -> bool:
+    return any(not module or name.startswith(f"{module}.") for module, _ in modules)
 
 
 def warn(message: str) -> None:

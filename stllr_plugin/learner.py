@@ -20,9 +20,15 @@ from stllr_plugin.network import Network
 from stllr_plugin.report import Report
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.session import Session, several_processes
-from stllr_plugin.settings import check_settings, checked_layer_rules, checked_patterns, load_optimizer, split_state
+from stllr_plugin.settings import (
+    check_settings,
+    checked_layer_rules,
+    checked_mask,
+    checked_patterns,
+    load_optimizer,
+    split_state,
+)
 from stllr_plugin.signals import SIGNALS, LearningSignal, SignalSetup
-from stllr_plugin.silence import tell_of_silence
 from stllr_plugin.stdp import Plasticity
 from stllr_plugin.supervision import Supervision
 from stllr_plugin.ways.online import OnlineRun, run_online
@@ -136,6 +142,7 @@ class STLLRLearner(OptimizerFacade):
         self._signal = _make_signal(plan, self._session, feedback_seed)
         self._signal.use_plasticity(plasticity)
         self._network = Network(plan, self._session, self._signal)
+        self._network.ended_by_step = optimizer is not None and reset_after_step
         supervision.begin(num_steps, None)
         self._network.attach()
 
@@ -294,7 +301,8 @@ class STLLRLearner(OptimizerFacade):
             self.flush()
             self._check_captured()
             self._signal.check_delivered()
-            tell_of_silence(self._network)
+            if self.reset_after_step:
+                self._network.look_for_silence()
             if self.check_finite:
                 overview.assert_finite(self._network)
 
@@ -331,8 +339,9 @@ class STLLRLearner(OptimizerFacade):
         if self._single_step_updates == 3 and self._num_steps != 1:
             warn(
                 "Each of the last three step() calls came after a single time step, and each reset the neurons and "
-                "the traces. If you update at every time step of a sequence, build the learner with "
-                "reset_after_step=False and call learner.reset() before each sequence."
+                "the traces. If your sequences have one time step, say so with num_steps=1. If you update at every "
+                "time step of a longer sequence, build the learner with reset_after_step=False and call "
+                "learner.reset() before each sequence."
             )
 
     def assert_finite(self) -> None:
@@ -366,10 +375,7 @@ class STLLRLearner(OptimizerFacade):
                     "reset(mask) keeps the running sequence; num_steps and lengths begin a new one. Pass one or the "
                     "other."
                 )
-            mask = torch.as_tensor(mask)
-            if mask.dim() != 1 or mask.dtype != torch.bool:
-                raise StateError(f"mask must be a bool tensor [B]; found {mask.dtype} of shape {tuple(mask.shape)}.")
-            self._network.reset_samples(mask)
+            self._network.reset_samples(checked_mask(mask))
             return
         if lengths is None and num_steps is None:
             num_steps = self._num_steps
@@ -598,7 +604,8 @@ class STLLRLearner(OptimizerFacade):
         if output is None:
             modules = [neuron.module for neuron in self._network.neurons]
         else:
-            named: list[Any] = list(output) if isinstance(output, (list, tuple)) else [output]
+            one = isinstance(output, (nn.Module, str)) or not isinstance(output, Iterable)
+            named: list[Any] = [output] if one else list(output)  # type: ignore[arg-type]
             modules = list(dict.fromkeys(self._module(module) for module in named))
         return run_two_pass(self._network, modules, loss_fn, forward)
 
@@ -770,4 +777,5 @@ def _make_signal(plan: Plan, session: Session, seed: int | None) -> LearningSign
     with_time = frozenset(name for name, module, adapter in plan.neurons if adapter.is_sequence(module))
     seed = torch.initial_seed() if seed is None else seed
     kind: type[LearningSignal] = SIGNALS[plan.learning_signal]
-    return kind(SignalSetup(session, plan.learning_signal, name, module, hidden, seed, with_time))
+    named = plan.output_named
+    return kind(SignalSetup(session, plan.learning_signal, name, module, hidden, seed, with_time, named))

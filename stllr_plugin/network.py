@@ -17,6 +17,7 @@ from stllr_plugin.own_weights import OwnWeightSite
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.session import Session
 from stllr_plugin.signals import LearningSignal
+from stllr_plugin.silence import Silence
 from stllr_plugin.sites.excluded import ExclusionHook
 from stllr_plugin.sites.kept import KeptStateSite
 from stllr_plugin.sites.lift import LiftGuard, RecurrenceCut
@@ -54,7 +55,7 @@ class Network:
         carrier: Whoever carries states outside of the neurons while a sequence runs.
         window_checks: Whether the model can run on several time steps at once, by kind of input: the reason if not.
         windowed_runs: How often that was asked.
-        told_of: Layers that were named for getting no gradient.
+        ended_by_step: Whether an update ends the sequence, so that gradients may come until then.
         run_notes: How ``run()`` ran last, for the report.
     """
 
@@ -69,7 +70,8 @@ class Network:
         self.window_checks: dict[Any, str | None] = {}
         self.windowed_runs = 0
         self.run_notes: str | None = None
-        self.told_of: set[str] = set()
+        self.ended_by_step = False
+        self._silence = Silence()
         self._handles: list[Any] = []
         self._ignored_before: list[str] | None = None
         modules = [
@@ -159,6 +161,8 @@ class Network:
         """
         if not self.attached:
             return
+        if not self.ended_by_step:
+            self.look_for_silence()  # in a sequence whose successor began without a reset
         seen = self._modules_now()
         if seen != self._modules_seen:
             changes = changes_since(self.plan, self.model)
@@ -189,6 +193,8 @@ class Network:
         """
         self.session.watch.check()
         self.flush()
+        if not self.ended_by_step:
+            self.look_for_silence()
         self.session.supervision.begin(num_steps, lengths, last)
         self.restart(ended_by_step=False, keep_target=keep_target)
 
@@ -207,6 +213,11 @@ class Network:
         for module in self.model.modules():
             if isinstance(module, SequenceDropout):
                 module.reset_mask()
+
+    def look_for_silence(self) -> None:
+        """Warns of layers that have got no gradient; to be called once per sequence, when all have had their chance."""
+        edges = [edge for _, traces in self.layers() for edge in traces.edges.values()]
+        self._silence.look(self.synapses, edges, tell=self.signal.reaches_layers)
 
     def reset_samples(self, mask: Tensor) -> None:
         """Resets the samples in ``mask``, bool [B], within the running sequence."""

@@ -80,6 +80,11 @@ class Session:
         return self.enabled and self.model.training and torch.is_grad_enabled()
 
     @property
+    def is_muted(self) -> bool:
+        """Whether the rule would act on calls, if they were not under ``no_grad()``."""
+        return self.enabled and self.model.training and self.window is None and not self.trial
+
+    @property
     def sequence(self) -> Sequence:
         """The running sequence."""
         return self.supervision.sequence

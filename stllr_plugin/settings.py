@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from stllr_plugin.errors import AttachmentError, RuleError
+from stllr_plugin.errors import AttachmentError, RuleError, StateError
 from stllr_plugin.facade import OptimizerFacade
 from stllr_plugin.rule import STLLRRule
 
@@ -92,6 +92,21 @@ def checked_layer_rules(layer_rules: Any) -> dict[str, str | STLLRRule]:
     if not isinstance(wrong, str):
         raise RuleError(f"layer_rules: a key must be a pattern of module names, a text; found {_shown(wrong)}.")
     return dict(layer_rules)
+
+
+def checked_mask(mask: Any) -> Tensor:
+    """A mask of samples, bool [B].
+
+    Raises:
+        StateError: If it is none.
+    """
+    try:
+        found = torch.as_tensor(mask)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise StateError(f"mask must be a bool tensor [B]; found {_shown(mask)}.") from error
+    if found.dim() != 1 or found.dtype != torch.bool:
+        raise StateError(f"mask must be a bool tensor [B]; found {found.dtype} of shape {tuple(found.shape)}.")
+    return found
 
 
 def split_state(state_dict: Any, key: str, learning_signal: str) -> tuple[dict[str, Any], Mapping[str, Any] | None]:

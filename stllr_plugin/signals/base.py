@@ -28,6 +28,7 @@ class SignalSetup:
         hidden: Names of the hidden spiking neurons.
         seed: Seed of the feedback matrices.
         with_time: Names of the neurons that take and return [time, batch, ...], one time step per call.
+        output_named: Whether the user has named the output; else it is a guess.
     """
 
     session: Session
@@ -37,6 +38,7 @@ class SignalSetup:
     hidden: list[str]
     seed: int
     with_time: frozenset[str] = frozenset()
+    output_named: bool = True
 
 
 class LearningSignal:

@@ -96,7 +96,8 @@ class TargetSignal(DirectSignal):
             if lowest < 0 or highest >= outputs:
                 raise StateError(
                     f"set_target() was given class numbers from {lowest} to {highest}, but module "
-                    f"{self.output_name!r} has {outputs} outputs."
+                    f"{self.output_name!r}, which is taken for the output, has {outputs} outputs. If the loss sees "
+                    "another module, name it with output=."
                 )
             target = self._target = nn.functional.one_hot(target.long(), outputs).to(like.dtype)
         return target.to(like.device, like.dtype)

@@ -29,6 +29,7 @@ from stllr_plugin.session import Session
 from stllr_plugin.signals.base import LearningSignal
 from stllr_plugin.sites.broadcast import refuse_broadcast_states
 from stllr_plugin.sites.layers import Layers
+from stllr_plugin.sites.muted import MutedSteps
 from stllr_plugin.sites.shortcut import Shortcut
 from stllr_plugin.sites.skipped import mark_skipped
 from stllr_plugin.sites.unknown import look_for_spikes
@@ -86,6 +87,7 @@ class NeuronSite(Neuron):
         super().__init__(session, name, module, adapter, rule, own_weights, inner_sites)
         self.signal = signal
         self.layers = Layers(self, self._begins_anew)
+        self._muted = MutedSteps(module, adapter, self.layers.all)
         self._knowledge = None if "forward" in module.__dict__ else find_knowledge(module)
         self._shortcut = None if self._knowledge is None else Shortcut(module, self._instead)
         for inner in inner_sites:
@@ -121,6 +123,8 @@ class NeuronSite(Neuron):
         """Cuts the incoming states off the graph of the past and opens the tap."""
         if self.session.window is not None or not self.session.is_recording:  # a window does its own bookkeeping
             self._evaluated = self._evaluated or not self.session.model.training
+            if self.session.is_muted:
+                self._muted.before(args, kwargs)
             self._open.append(None)
             return None
         refuse_recomputation(self.name)
@@ -271,6 +275,7 @@ class NeuronSite(Neuron):
         """Advances the traces and grafts the rule onto spikes and states; also runs when the forward pass raised."""
         opened = self._open.pop() if self._open else None
         if opened is None:
+            self._muted.after(output)
             return None
         tap = self.tap
         tap.open = False
