@@ -16,7 +16,7 @@ from torch.autograd.graph import GradientEdge, Node
 from stllr_plugin.arrivals import Arrivals, Doubts, between_at, watch
 from stllr_plugin.calls import SynapseCall, bypassed
 from stllr_plugin.marks import Quiet, mark_of, nested
-from stllr_plugin.walk import Found
+from stllr_plugin.walk import Found, is_outside
 
 # Functions in Python that are identities; all others are left to autograd's engine.
 _IDENTITIES = ("BackwardHookFunctionBackward", "EntryBackward")
@@ -50,6 +50,8 @@ def on_the_way(roots: Iterable[Node], is_target: Callable[[Node], bool]) -> dict
                 order.append(node)
         elif node not in leads:
             leads[node] = False
+            if is_outside(node, leads):
+                continue
             stack.append((node, True))
             stack += [(following, False) for following, _ in _onward(node) if following is not None]
     return {node: _onward(node) for node in reversed(order)}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,23 @@ from stllr_plugin.uses import use_at
 
 # A tag that was reached: its node, its call, and whether the root depends on it through additions alone.
 Found = tuple[Node, SynapseCall, bool]
+
+
+# A graph in front of the learner's part, such as that of a recurrent network trained through time, grows from step to
+# step. What has been walked through once and holds nothing of the learner's is marked, and not walked through again.
+_OUTSIDE = "stllr outside"
+_FEW = 16  # nodes, before it pays to ask for the mark
+
+
+def notes_of(node: Node) -> dict[Any, Any]:
+    """What one may note on a node of autograd; it goes with the node."""
+    notes: Any = node.metadata
+    return notes  # type: ignore[no-any-return]
+
+
+def is_outside(node: Node, seen: Collection[Node]) -> bool:
+    """Whether a node, and all that it was made from, has nothing of the learner's; asked for after a few nodes only."""
+    return len(seen) > _FEW and _OUTSIDE in notes_of(node)
 
 
 def find_calls(
@@ -47,6 +65,8 @@ def find_calls(
         node, identity = stack.pop()
         if node in seen:
             tangled = True  # two paths lead here: their sum is not the identity
+            continue
+        if is_outside(node, seen):
             continue
         seen.add(node)
         mark = mark_of(node)
@@ -135,7 +155,7 @@ def made_without_neuron(root: Node) -> tuple[bool, list[SynapseCall]]:
     stack: list[tuple[Node, SynapseCall | None, bool]] = [(root, None, True)]
     while stack:
         node, behind, plain = stack.pop()
-        if node in seen:
+        if node in seen or is_outside(node, seen):
             continue
         seen.add(node)
         mark = mark_of(node)
@@ -153,22 +173,27 @@ def made_without_neuron(root: Node) -> tuple[bool, list[SynapseCall]]:
     return itself, list(calls.values())
 
 
-def records_behind(root: Node) -> tuple[list[StepsTaken], bool]:
+def records_behind(root: Node, weights: Mapping[int, SynapseSite] | None = None) -> tuple[list[StepsTaken], bool]:
     """The steps of neurons whose outputs a tensor was made from, and whether parameters took part on the way.
+
+    Args:
+        root: The tensor's node.
+        weights: By id of a parameter, the synapse whose weight it makes.
 
     Raises:
         StateError: If there is a spike function on the way, of a neuron that the learner does not know.
     """
     records: list[StepsTaken] = []
-    parameters = False
+    parameters = ours = False
     seen: set[Node] = set()
     stack = [root]
     while stack:
         node = stack.pop()
-        if node in seen:
+        if node in seen or is_outside(node, seen):
             continue
         seen.add(node)
         mark = mark_of(node)
+        ours = ours or mark is not None
         if mark is not None and mark.ends:
             if mark.record is not None:
                 records.append(mark.record)
@@ -179,6 +204,12 @@ def records_behind(root: Node) -> tuple[list[StepsTaken], bool]:
             continue
         if mark is None and (spikes := spike_function_at(node)) is not None:
             refuse_spike_functions([spikes], "in front of a synapse")
-        parameters = parameters or type(node).__name__ == "AccumulateGrad"
+        if type(node).__name__ == "AccumulateGrad":
+            parameters = True
+            ours = ours or (weights is not None and id(node.variable) in weights)  # type: ignore[attr-defined]
         stack.extend(following for following, _ in node.next_functions if following is not None)
+    if not ours and len(seen) > _FEW:
+        for node in seen:
+            if type(node).__name__ != "AccumulateGrad":  # which outlives the graph
+                notes_of(node)[_OUTSIDE] = True
     return records, parameters

@@ -43,7 +43,7 @@ def test_a_task(tmp_path):
     from lightning_modules import SpikingClassifier
     from lightning_modules.data import EventDigitsDataModule
 
-    path = FOLDER / "task.ckpt"
+    path = FOLDER / "task.pt"
     saved = torch.load(path, weights_only=True)
     task = SpikingClassifier.load_from_checkpoint(path)
     assert task.hparams.learning_signal == "dfa" and task.hparams.supervise_last == 3

@@ -206,7 +206,7 @@ class ModuleSite(SynapseSite):
             raise StateError(f"Synapse {self.name!r} received a sparse tensor; pass x.to_dense().")
         if not isinstance(x, Tensor) or x.grad_fn is None or self.session.window is not None:
             return None
-        records, parameters = records_behind(x.grad_fn)
+        records, parameters = records_behind(x.grad_fn, self.session.weights)
         sequence, clock = self.session.sequence, self.session.clock
         steps = {r.span.step if r.span.sequence.number == sequence.number else -1 for r in records}
         if not steps or (min(steps) == clock and not self.runs_first):
