@@ -213,6 +213,11 @@ class STLLRLearner(OptimizerFacade):
         return self._session.product_dtype
 
     @property
+    def window_checks(self) -> dict[Any, str | None]:
+        """By kind of input, why ``run()`` must go step by step; None for windows. A few answers are kept."""
+        return self._network.window_checks
+
+    @property
     def trial(self) -> bool:
         """Whether ``run()`` is trying out a few steps, which hooks that count should not count."""
         return self._session.trial
@@ -599,8 +604,7 @@ class STLLRLearner(OptimizerFacade):
         if output is None:
             modules = [neuron.module for neuron in self._network.neurons]
         else:
-            one = isinstance(output, (nn.Module, str)) or not isinstance(output, Iterable)
-            named: list[Any] = [output] if one else list(output)  # type: ignore[arg-type]
+            named: list[Any] = list(output) if isinstance(output, (list, tuple)) else [output]
             modules = list(dict.fromkeys(self._module(module) for module in named))
         return run_two_pass(self._network, modules, loss_fn, forward)
 

@@ -53,7 +53,8 @@ class Network:
         neurons: Its neurons.
         attached: Whether the hooks are in place.
         carrier: Whoever carries states outside of the neurons while a sequence runs.
-        window_checks: Whether the model can run on several time steps at once, by kind of input.
+        window_checks: Whether the model can run on several time steps at once, by kind of input: the reason if not.
+        windowed_runs: How often that was asked.
         ended_by_step: Whether an update ends the sequence, so that gradients may come until then.
         run_notes: How ``run()`` ran last, for the report.
     """
@@ -66,7 +67,8 @@ class Network:
         self.signal = signal
         self.attached = False
         self.carrier: weakref.ref[StateCarrier] | None = None
-        self.window_checks: dict[Any, tuple[Any, str | None]] = {}
+        self.window_checks: dict[Any, str | None] = {}
+        self.windowed_runs = 0
         self.run_notes: str | None = None
         self.ended_by_step = False
         self._silence = Silence()
