@@ -604,8 +604,7 @@ class STLLRLearner(OptimizerFacade):
         if output is None:
             modules = [neuron.module for neuron in self._network.neurons]
         else:
-            one = isinstance(output, (nn.Module, str)) or not isinstance(output, Iterable)
-            named: list[Any] = [output] if one else list(output)  # type: ignore[arg-type]
+            named: list[Any] = list(output) if isinstance(output, (list, tuple)) else [output]
             modules = list(dict.fromkeys(self._module(module) for module in named))
         return run_two_pass(self._network, modules, loss_fn, forward)
 

@@ -77,7 +77,7 @@ class DirectSignal(LearningSignal):
             return spikes
         clock = self.session.clock
         if self._waiting and self._waiting[0][2] != clock:
-            raise StateError(self._not_the_output("it did not run at each step", []))
+            raise StateError(self._not_after([]))
         self._waiting.append((name, spikes, clock))
         return spikes.detach()
 
@@ -112,17 +112,21 @@ class DirectSignal(LearningSignal):
 
         map_tensors(result, collect)
         others = made_by_others(returned, self.output_name)
-        waiting = [name for name, _, _ in self._waiting]
-        if waiting:
-            names = ", ".join(map(repr, dict.fromkeys(waiting)))
-            what = f"it did not run after neuron{'s' if len(set(waiting)) > 1 else ''} {names} in this time step"
-            hints = [name for _, makers in others for name in makers]
-            raise StateError(self._not_the_output(what, hints or waiting[-1:]))
+        if self._waiting:
+            raise StateError(self._not_after([name for _, makers in others for name in makers]))
         for tensor, makers in others:
             tensor.register_hook(partial(self._note_error_elsewhere, makers))
 
     def _note_error_elsewhere(self, makers: list[str], error: Tensor) -> None:
         self._elsewhere.update(dict.fromkeys(makers))
+
+    def _not_after(self, others: list[str]) -> str:
+        waiting = list(dict.fromkeys(name for name, _, _ in self._waiting))
+        what = (
+            f"it did not run after neuron{'s' if len(waiting) > 1 else ''} {', '.join(map(repr, waiting))} in the same "
+            "time step"
+        )
+        return self._not_the_output(what, others or waiting[-1:])
 
     def _not_the_output(self, what: str, others: list[str]) -> str:
         known = ", as you have said," if self.output_named else ", since it is registered last,"
