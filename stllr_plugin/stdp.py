@@ -93,6 +93,7 @@ class Reinforcement(LearningSignal):
     """
 
     reaches_layers = False
+    needs_reward = True
 
     def __init__(self, setup: SignalSetup) -> None:
         """See the base class."""

@@ -21,7 +21,7 @@ from stllr_plugin.hooks import Hook, eager
 from stllr_plugin.neurons.base import map_tensors, rebuilt
 from stllr_plugin.precision import num_bytes, without_autocast
 from stllr_plugin.registry import register_signal
-from stllr_plugin.signals.base import LearningSignal, SignalSetup
+from stllr_plugin.signals.base import LearningSignal, SignalCost, SignalSetup
 from stllr_plugin.signals.feedback import Feedback
 from stllr_plugin.signals.guessed import made_by_others
 
@@ -38,6 +38,8 @@ class DirectSignal(LearningSignal):
         output_name: Name of the module whose output the loss sees.
         output: That module.
     """
+
+    direct = True
 
     def __init__(self, setup: SignalSetup) -> None:
         """See the class."""
@@ -299,3 +301,9 @@ class DirectFeedback(DirectSignal):
             return [error.to(matrix.dtype) @ matrix.flatten(1) for matrix in matrices]
 
         return project
+
+    @classmethod
+    def cost(cls, name: str, spikes: Tensor, outputs: int) -> SignalCost:
+        """See the base class; products with -1, 0 and 1 are additions."""
+        products = outputs * spikes[0].numel()
+        return SignalCost(products, 0) if name == "sign_dfa" else SignalCost(0, products)
