@@ -28,11 +28,10 @@ from stllr_plugin.settings import (
 from stllr_plugin.signals import SIGNALS, LearningSignal, SignalSetup
 from stllr_plugin.stdp import Plasticity
 from stllr_plugin.supervision import Supervision
-from stllr_plugin.verify.result import Verification
 from stllr_plugin.ways.methods import WaysOfUse
 
 if TYPE_CHECKING:
-    pass
+    from stllr_plugin.verify.result import Verification
 
 _STATE_KEY = "stllr"
 
