@@ -58,6 +58,16 @@ class MovedModules(MetaPathFinder, Loader):
         sys.modules[former] = import_module(f"{_ROOT}.{MOVED[former.partition('.')[2]]}")
 
 
+def keep_former_name(module: str) -> None:
+    """Make a module that is being imported known by its former name too, if it has one.
+
+    Lightning looks for the class that a checkpoint names among the modules that have been imported, and imports none.
+    """
+    for former, now in MOVED.items():
+        if module == f"{_ROOT}.{now}":
+            sys.modules.setdefault(f"{_ROOT}.{former}", sys.modules[module])
+
+
 def find_moved() -> None:
     """Look there, too, whenever a module is not found."""
     if not any(type(finder).__qualname__ == MovedModules.__qualname__ for finder in sys.meta_path):

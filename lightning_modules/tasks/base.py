@@ -36,6 +36,7 @@ from lightning_modules.callbacks import (
     ResumeRandomness,
     Throughput,
 )
+from lightning_modules.moved import keep_former_name
 from lightning_modules.tasks.rules import check_signal, learning_rules
 from lightning_modules.tasks.sequence_loop import SequenceLoop
 from lightning_modules.tasks.states import hidden_buffer_names
@@ -155,6 +156,11 @@ class SpikingTask(SequenceLoop):
         self._reported = False
         self.configure_losses()
         self.configure_metrics()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Checkpoints may name the class by its former place."""
+        super().__init_subclass__(**kwargs)
+        keep_former_name(cls.__module__)
 
     # Phases that tasks fill in.
 

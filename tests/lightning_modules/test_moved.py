@@ -49,3 +49,10 @@ def test_yaml_files_with_former_names(tmp_path):
     )
     cli = STLLRCLI(["--config", str(file), "--trainer.logger=false"], run=False)
     assert type(cli.model) is lightning_modules.SpikingClassifier
+
+
+def test_a_task_is_known_by_its_former_name_once_it_is_imported():
+    """Lightning takes the class that a checkpoint names from the modules that have been imported."""
+    code = "import sys, lightning_modules.tasks.classification; sys.modules['lightning_modules.classification']"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
