@@ -300,7 +300,7 @@ def _find_output(model: nn.Module, plan: Plan, signal: str, output: str | None, 
     ordered = [name for name in modules if any(name == known for known, _ in found) and id(modules[name]) not in inside]
     if ordered:
         plan.output = (ordered[-1], modules[ordered[-1]])
-        if signal not in ("bp", "one") and not hidden_neurons(plan):
+        if SIGNALS[signal].direct and not hidden_neurons(plan):
             problems.append(
                 f"learning_signal={signal!r} is for hidden neurons, but besides "
                 f"{ordered[-1]!r}, taken for the output because it is registered last, there is none. Name the module "

@@ -92,6 +92,8 @@ class Reinforcement(LearningSignal):
         plasticity: How eligibilities become weight changes.
     """
 
+    needs_reward = True
+
     def __init__(self, setup: SignalSetup) -> None:
         """See the base class."""
         super().__init__(setup)

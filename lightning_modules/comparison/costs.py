@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stllr_plugin.signals import SIGNALS
+
 PICOJOULE_MAC = 4.6
 PICOJOULE_AC = 0.9
 ENERGY_SOURCE = (
@@ -63,7 +65,12 @@ class Learning:
         """Products with the size of a layer's weights, per supervised step."""
         if self.through_time:
             return 2
-        return int(self.causal) + int(self.noncausal) + int(self.signal == "bp")
+        return int(self.causal) + int(self.noncausal) + int(self.taken_down)
+
+    @property
+    def taken_down(self) -> bool:
+        """Whether layers pass the signal down to those below."""
+        return self.through_time or not SIGNALS[self.signal].direct
 
     @property
     def values(self) -> int:

@@ -180,8 +180,8 @@ class _Meter:
         self._add(layer, "learning_macs", terms * others * when)
         if traced and (rule["alpha_pre"] or not spiking):
             self._add(layer, "learning_macs", _reached(module, inputs) * when)
-        taken_down = self.learning.through_time or (self.learning.signal == "bp" and not layer["recurrent"])
-        if taken_down and not layer["first"]:
+        recurrent = layer["recurrent"] and not self.learning.through_time
+        if self.learning.taken_down and not recurrent and not layer["first"]:
             self._add(layer, "learning_macs", layer["connections"] * when)
 
     def _spikes_count(self, neuron: str) -> bool:

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_modules.tasks.base import SpikingTask
+from stllr_plugin.signals import SIGNALS
 
 Epoch = dict[str, float]
 
@@ -80,7 +81,7 @@ class Recorder(Callback):
         if self.edges is None and learner is not None:
             report = learner.report()
             self.signal = str(report.settings.get("learning_signal", "bp"))
-            if self.signal != "bp":
+            if SIGNALS[self.signal].direct:
                 self.matrices = sum(matrix.numel() for matrix in learner.feedback.values())
             self.edges = [asdict(edge) for edge in report.edges]
             for edge in self.edges:  # plain data alone may stand in a checkpoint

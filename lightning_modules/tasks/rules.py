@@ -10,9 +10,6 @@ from stllr_plugin.signals import SIGNALS
 RuleLike = str | dict[str, Any] | STLLRRule
 DEFAULT_PRESET = "dvs_gesture"
 
-_REWARD = "one"
-"""The signal that waits for a reward (docs/stdp.md); a task has none to give."""
-
 
 def make_rule(rule: RuleLike | None, preset: str = DEFAULT_PRESET) -> STLLRRule:
     """A rule from the name of a preset, from its fields, or from itself.
@@ -59,8 +56,11 @@ def learning_rules(
 
 
 def loss_signals() -> list[str]:
-    """The learning signals that come from a loss or a target, those that users registered among them."""
-    return [name for name in SIGNALS if name != _REWARD]
+    """The learning signals that come from a loss or a target, those that users registered among them.
+
+    Others wait for a reward (docs/stdp.md), which a task has not to give.
+    """
+    return [name for name, kind in SIGNALS.items() if not kind.needs_reward]
 
 
 def check_signal(name: str) -> None:

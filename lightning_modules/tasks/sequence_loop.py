@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_modules.processes import from_all_processes, over_processes, reduce_pending_metrics
 from lightning_modules.tasks.states import detach_states, reset_states
 from stllr_plugin import STLLRLearner, STLLRRule
+from stllr_plugin.signals import SIGNALS
 
 
 class SequenceLoop(LightningModule):
@@ -114,7 +115,7 @@ class SequenceLoop(LightningModule):
         """Whether the batch that has begun is trained on in windows."""
         learner = self.learner
         wanted = self._online and self.window is not None and not self.watched
-        return wanted and learner is not None and learner.learning_signal == "bp"
+        return wanted and learner is not None and not SIGNALS[learner.learning_signal].at_each_step
 
     def last_supervised(self, supervised: Sequence[bool]) -> set[int]:
         """The last supervised step before each update, from which of the T steps are supervised."""

@@ -10,7 +10,7 @@ A signal of one's own is a class with :func:`register_signal`.
 """
 
 from stllr_plugin.registry import SIGNALS, register_signal
-from stllr_plugin.signals.base import Backpropagation, LearningSignal, SignalSetup
+from stllr_plugin.signals.base import Backpropagation, LearningSignal, SignalCost, SignalSetup
 from stllr_plugin.signals.direct import DirectFeedback, DirectSignal
 from stllr_plugin.signals.feedback import Feedback
 from stllr_plugin.signals.local import LocalReadouts, SquareWaves, TrainedReadouts
@@ -24,6 +24,7 @@ __all__ = [
     "Feedback",
     "LearningSignal",
     "LocalReadouts",
+    "SignalCost",
     "SignalSetup",
     "SquareWaves",
     "TargetProjection",

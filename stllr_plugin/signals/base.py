@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -39,6 +39,13 @@ class SignalSetup:
     with_time: frozenset[str] = frozenset()
 
 
+class SignalCost(NamedTuple):
+    """What it costs to make the signal of one hidden layer at one step: operations for each sample, numbers or [B]."""
+
+    additions: Tensor | float
+    macs: Tensor | float
+
+
 class LearningSignal:
     """Where delta = dL/dy of each neuron comes from. By default through the layers above.
 
@@ -51,11 +58,16 @@ class LearningSignal:
         needs_target: Whether ``set_target`` must be called before each sequence.
         needs_optimizer: Whether it has parameters of its own, which an optimizer like the user's trains.
         at_each_step: Whether it is made at each time step, so that steps can neither run nor be multiplied together.
+        direct: Whether it comes to each hidden layer from the error or the target, by matrices, so that there must be
+            such layers; else the layers above pass it down.
+        needs_reward: Whether it is made from a reward (``reinforce``), and not from a loss or a target.
     """
 
     needs_target: ClassVar[bool] = False
     needs_optimizer: ClassVar[bool] = False
     at_each_step: ClassVar[bool] = True
+    direct: ClassVar[bool] = False
+    needs_reward: ClassVar[bool] = False
 
     def __init__(self, setup: SignalSetup) -> None:
         """See the class."""
@@ -123,6 +135,17 @@ class LearningSignal:
         """Bytes held between time steps, by what they are for."""
         return {}
 
+    @classmethod
+    def cost(cls, name: str, spikes: Tensor, outputs: int) -> SignalCost | None:
+        """What it costs to make the signal of one hidden layer at one step, for comparisons; None if nobody has said.
+
+        Args:
+            name: The signal's name.
+            spikes: Those of the layer, [B, *neuron shape].
+            outputs: Number of outputs.
+        """
+        return None
+
     # Checkpoints.
 
     def state_dict(self) -> dict[str, Any]:
@@ -141,3 +164,8 @@ class Backpropagation(LearningSignal):
     """The signal "bp": it reaches hidden layers through the layers above, at the same time step."""
 
     at_each_step = False
+
+    @classmethod
+    def cost(cls, name: str, spikes: Tensor, outputs: int) -> SignalCost:
+        """Nothing: what takes it down is a product of the layer above."""
+        return SignalCost(0, 0)

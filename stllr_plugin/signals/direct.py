@@ -20,7 +20,7 @@ from stllr_plugin.hooks import Hook, eager
 from stllr_plugin.neurons.base import rebuilt
 from stllr_plugin.precision import num_bytes, without_autocast
 from stllr_plugin.registry import register_signal
-from stllr_plugin.signals.base import LearningSignal, SignalSetup
+from stllr_plugin.signals.base import LearningSignal, SignalCost, SignalSetup
 from stllr_plugin.signals.feedback import Feedback
 
 # From the error [B, outputs] at the output of a step to delta [B, *neuron shape] of each hidden neuron.
@@ -36,6 +36,8 @@ class DirectSignal(LearningSignal):
         output_name: Name of the module whose output the loss sees.
         output: That module.
     """
+
+    direct = True
 
     def __init__(self, setup: SignalSetup) -> None:
         """See the class."""
@@ -222,3 +224,9 @@ class DirectFeedback(DirectSignal):
             return [error.to(matrix.dtype) @ matrix.flatten(1) for matrix in matrices]
 
         return project
+
+    @classmethod
+    def cost(cls, name: str, spikes: Tensor, outputs: int) -> SignalCost:
+        """See the base class; products with -1, 0 and 1 are additions."""
+        products = outputs * spikes[0].numel()
+        return SignalCost(products, 0) if name == "sign_dfa" else SignalCost(0, products)

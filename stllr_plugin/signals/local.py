@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from stllr_plugin.errors import RuleError
 from stllr_plugin.registry import register_signal
 from stllr_plugin.session import several_processes
-from stllr_plugin.signals.base import SignalSetup
+from stllr_plugin.signals.base import SignalCost, SignalSetup
 from stllr_plugin.signals.direct import Hidden, Projection
 from stllr_plugin.signals.feedback import Feedback
 from stllr_plugin.signals.target import TargetSignal
@@ -65,6 +65,12 @@ class LocalReadouts(TargetSignal):
             return deltas
 
         return project
+
+    @classmethod
+    def cost(cls, name: str, spikes: Tensor, outputs: int) -> SignalCost:
+        """See the base class: spikes are read, once more for the gradient of a readout that is trained."""
+        reads = 2 if cls.needs_optimizer else 1
+        return SignalCost(reads * _active(spikes) * outputs, outputs * spikes[0].numel())
 
     # Training the readouts.
 
@@ -150,6 +156,18 @@ class SquareWaves(LocalReadouts):
             return deltas
 
         return spread
+
+    @classmethod
+    def cost(cls, name: str, spikes: Tensor, outputs: int) -> SignalCost:
+        """See the base class: products with -1 and 1 are additions; spatial dimensions are averaged over."""
+        if spikes.dim() == 2:
+            return SignalCost(_active(spikes) * outputs + outputs * spikes[0].numel(), 0)
+        return SignalCost(_active(spikes) + outputs * spikes.shape[1], outputs * spikes.shape[1])
+
+
+def _active(spikes: Tensor) -> Tensor:
+    """Number of spikes of each sample."""
+    return (spikes != 0).flatten(1).sum(1, dtype=torch.float64)
 
 
 def square_waves(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

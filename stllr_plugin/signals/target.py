@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stllr_plugin.errors import RuleError, StateError
 from stllr_plugin.registry import register_signal
-from stllr_plugin.signals.base import SignalSetup
+from stllr_plugin.signals.base import SignalCost, SignalSetup
 from stllr_plugin.signals.direct import DirectSignal, Hidden, Projection
 
 
@@ -108,3 +108,8 @@ class TargetProjection(TargetSignal):
         classes = target.shape[1]
         matrices = [self.feedback.matrix(name, classes, y).to(y.dtype) for name, y in spikes]
         return lambda error: [target @ matrix.flatten(1) * scale for matrix in matrices]
+
+    @classmethod
+    def cost(cls, name: str, spikes: Tensor, outputs: int) -> SignalCost:
+        """See the base class: one row of the matrix, that of the class."""
+        return SignalCost(spikes[0].numel(), 0)

@@ -16,3 +16,6 @@ class TinyData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         return make_loader()
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return make_loader()

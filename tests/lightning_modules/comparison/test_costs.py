@@ -16,10 +16,11 @@ from lightning_modules.comparison.costs import (
     learning_values,
 )
 from lightning_modules.comparison.counting import _reached, count_operations
-from lightning_modules.comparison.signal_costs import PRICES, SignalCost
+from lightning_modules.comparison.signal_costs import price_of
 from lightning_modules.comparison.training import RunError, _check_price
 from lightning_modules.tasks.rules import loss_signals
 from stllr_plugin import STLLRRule
+from stllr_plugin.signals import SIGNALS, LearningSignal
 
 BPTT = Learning(through_time=True)
 STLLR = Learning(through_time=False, noncausal=True)
@@ -268,14 +269,16 @@ def test_learning_is_read_from_the_edges():
 
 
 def test_a_signal_of_unknown_cost_is_refused(monkeypatch):
-    """It is not counted as another one; and each that can be trained with has its price, as does one's own."""
+    """It is not counted as another one; and each that can be trained with has its price."""
     task = SpikingClassifier(nn.Linear(6, 3), num_classes=3)
     batch = (torch.zeros(1, 3, 6), torch.tensor([3]), torch.tensor([0]))
-    with pytest.raises(ValueError, match="'mine' costs is not known; known are bp, dfa.*PRICES"):
+    with pytest.raises(ValueError, match="'mine' costs is not known; known are bp, dfa.* classmethod cost"):
         count_operations(task, [batch], [], "mine")
-    assert set(loss_signals()) <= set(PRICES)
-    monkeypatch.setitem(PRICES, "mine", lambda spikes, classes: SignalCost(0, 7))
-    assert count_operations(task, [batch], [], "mine")["learning_additions"] == 0
+    for name in loss_signals():
+        assert len(price_of(name)(torch.ones(1, 4), 3)) == 2
+    monkeypatch.setitem(SIGNALS, "mine", type("Mine", (LearningSignal,), {}))
+    with pytest.raises(ValueError, match="'mine' costs is not known"):
+        count_operations(task, [batch], [], "mine")
 
 
 def test_a_run_whose_signal_cannot_be_counted_is_refused_before_it():
