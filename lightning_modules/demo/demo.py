@@ -137,16 +137,8 @@ def run(
     print(f"Training a spiking network with S-TLLR, {epochs} epochs ...", flush=True)
     task = make_task(epochs=epochs)
     history = History()
-    best = ModelCheckpoint(folder, filename="best", monitor="val_accuracy", mode="max", enable_version_counter=False)
     with quiet():
-        trainer = Trainer(
-            max_epochs=epochs,
-            accelerator=accelerator,
-            devices=1,
-            logger=False,
-            callbacks=[history, best, RichProgressBar()],
-            enable_model_summary=False,
-        )
+        trainer = _make_trainer(folder, epochs, accelerator, history)
         start = time.perf_counter()
         trainer.fit(task, datamodule=data)
         seconds = time.perf_counter() - start
@@ -179,6 +171,18 @@ def run(
         picture,
     )
     return DemoResult(test["test_accuracy"], seconds, memory, picture)
+
+
+def _make_trainer(folder: Path, epochs: int, accelerator: str, history: History) -> Trainer:
+    best = ModelCheckpoint(folder, filename="best", monitor="val_accuracy", mode="max", enable_version_counter=False)
+    return Trainer(
+        max_epochs=epochs,
+        accelerator=accelerator,
+        devices=1,
+        logger=False,
+        callbacks=[history, best, RichProgressBar()],
+        enable_model_summary=False,
+    )
 
 
 def test_samples(data: EventDigitsDataModule) -> tuple[Tensor, Tensor]:

@@ -94,15 +94,13 @@ class FiringAdapter(NeuronAdapter):
         if len(tap.calls[0]) != 1:
             raise StateError(
                 f"{type(module).__name__}.{self.fire} was called with {len(tap.calls[0])} arguments; FiringAdapter "
-                "serves "
-                "methods of one, v = membrane - threshold. Write an adapter whose read_step computes v "
+                "serves methods of one, v = membrane - threshold. Write an adapter whose read_step computes v "
                 "(CONTRIBUTING.md)."
             )
         if isinstance(tap, _FiringTap) and not any(spikes is fired for fired in tap.fired):
             raise StateError(
                 f"{type(module).__name__} does not return what {self.fire} gave as the first of its outputs. Return "
-                "the "
-                "spikes first, unchanged, or write an adapter whose read_step picks them (CONTRIBUTING.md)."
+                "the spikes first, unchanged, or write an adapter whose read_step picks them (CONTRIBUTING.md)."
             )
         (v,) = tap.calls[0]
         return NeuronStep(membrane=v, threshold_distance=v, spikes=spikes)

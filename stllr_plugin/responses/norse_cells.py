@@ -199,15 +199,10 @@ def _spiking(neuron: Neuron, num_steps: int, current: Tensor, state: Any) -> Kno
         else:
             v = torch.sub(1, z_new, out=membranes[t]).mul_(u).add_(z_new * p.v_reset)
         z = z_new if recurrent else None
-    leaves = [spikes.flatten(0, 1), membranes.flatten(0, 1)]
-    returned = state._replace(v=leaves[1])
-    if currents is not None:
-        leaves.append(currents.flatten(0, 1))
-        returned = returned._replace(i=leaves[2])
+    leaves, returned = _given_out(spikes, membranes, currents, state)
     inner: list[InnerSynapse] = []
     if recurrent:
         assert before is not None
-        returned = returned._replace(z=leaves[0])
         shifted = torch.cat([before.unsqueeze(0), spikes[:-1]])
         inner = _inner(neuron, current.reshape(num_steps, -1, *current.shape[1:]), shifted)
     of_leaves: dict[int, OfLeaf] = {1: _of_membrane}
@@ -228,6 +223,16 @@ def _spiking(neuron: Neuron, num_steps: int, current: Tensor, state: Any) -> Kno
         needs_distance=True,
         before=_before(module) if recurrent else None,
     )
+
+
+def _given_out(spikes: Tensor, membranes: Tensor, currents: Tensor | None, state: Any) -> tuple[list[Tensor], Any]:
+    """What the cell gives out over all steps [K * B, ...]: its tensors, and the states in the form that it has."""
+    leaves = [spikes.flatten(0, 1), membranes.flatten(0, 1)]
+    returned = state._replace(v=leaves[1])
+    if currents is not None:
+        leaves.append(currents.flatten(0, 1))
+        returned = returned._replace(i=leaves[2])
+    return leaves, returned._replace(z=leaves[0]) if hasattr(state, "z") else returned
 
 
 def _projected(x: Tensor, weight: Tensor) -> Tensor:

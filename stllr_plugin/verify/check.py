@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -86,39 +86,32 @@ def verify_with(
         supervise_last=supervise_last,
         num_steps=num_steps,
     )
-    learning_signal = learning_signal or job.rule.learning_signal or "bp"
-    if learning_signal != "bp":
-        job.notes.append(
-            f'The learning signal {learning_signal!r} is not checked: both sides were computed with "bp", which checks '
-            "traces, psi and products."
-        )
-    with random_state_kept(model) as put_back, torch.enable_grad():
-        job.put_back = put_back
-        for dtype in (torch.float64, torch.float32):
-            job.dtype = dtype
-            converting: AbstractContextManager[Any] = in_float64() if dtype == torch.float64 else nullcontext(_same)
-            try:
-                with converting as convert:
-                    rows = job.rows(make_drive(job.copy(), convert(inputs), loss_fn, forward, steps))
-                break
-            except (STLLRError, KeyboardInterrupt):
-                raise
-            except Exception as error:  # of the user's code, which may not know float64
-                if dtype == torch.float32:
-                    raise
-                job.notes.append(
-                    f"Computed in float32, since the model does not run in float64 ({type(error).__name__}: {error}). "
-                    "The search for unknown spike functions needs float64, and was left out."
-                )
+    job.note_signal(learning_signal or job.rule.learning_signal or "bp")
+    rows = _in_best_precision(job, inputs, loss_fn, forward, steps)
     if attached:
         rows = [*layers_without_hooks(model, job.exclude), *rows]
-    return Verification(
-        tuple(rows), str(job.dtype).removeprefix("torch."), TOLERANCE[job.dtype], job.steps, tuple(job.notes)
-    )
+    dtype = str(job.dtype).removeprefix("torch.")
+    return Verification(tuple(rows), dtype, TOLERANCE[job.dtype], job.steps, tuple(job.notes))
 
 
-def _same(value: Any) -> Any:
-    return value
+def _in_best_precision(
+    job: _Job, inputs: Any, loss_fn: Callable[..., Tensor | None], forward: Forward | None, steps: bool | None
+) -> list[Row]:
+    """The comparisons in float64, or in float32 where the model does not run in float64."""
+    with random_state_kept(job.model) as put_back, torch.enable_grad():
+        job.put_back = put_back
+        try:
+            with in_float64() as convert:
+                return job.rows(make_drive(job.copy(), convert(inputs), loss_fn, forward, steps))
+        except (STLLRError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # of the user's code, which may not know float64
+            job.notes.append(
+                f"Computed in float32, since the model does not run in float64 ({type(error).__name__}: {error}). "
+                "The search for unknown spike functions needs float64, and was left out."
+            )
+        job.dtype = torch.float32
+        return job.rows(make_drive(job.copy(), inputs, loss_fn, forward, steps))
 
 
 @dataclass
@@ -136,6 +129,14 @@ class _Job:
     put_back: Callable[[], None] = lambda: None
     notes: list[str] = field(default_factory=list)
     steps: int | None = None
+
+    def note_signal(self, learning_signal: str) -> None:
+        """Says that a signal other than "bp" is left out."""
+        if learning_signal != "bp":
+            self.notes.append(
+                f'The learning signal {learning_signal!r} is not checked: both sides were computed with "bp", which '
+                "checks traces, psi and products."
+            )
 
     def copy(self) -> nn.Module:
         """A new copy of the model, and random generators as they were."""

@@ -84,12 +84,6 @@ class Motion:
         matrix = after @ back - np.eye(2)
         return matrix, there - here - matrix @ here
 
-    def displacement(self, start: float, end: float, pixels: Array) -> Array:
-        """How far what appears at pixels [..., 2] at the start has moved at the end."""
-        matrix, vector = self.change(start, end)
-        moved: Array = pixels @ matrix.T + vector
-        return moved
-
 
 @functools.lru_cache(maxsize=1 << 16)
 def _pose_at(motion: Motion, t: float) -> tuple[Array, Array, Array]:

@@ -172,13 +172,6 @@ class LayeredScene(Scene):
                 np.copyto(flow[axis][box], moved, where=shown, casting="same_kind")
         return flow, np.ones(self.size, np.bool_)
 
-    def seen_layer(self, time: float) -> npt.NDArray[np.int64]:
-        """Which layer each pixel shows at a time, [H, W]."""
-        shown = np.zeros(self.size, np.int64)
-        for number, layer in enumerate(self.layers):
-            shown[layer.covers(time, _pixels(self.size))] = number
-        return shown
-
 
 def _float32(values: Array) -> torch.Tensor:
     return torch.from_numpy(values.astype(np.float32))

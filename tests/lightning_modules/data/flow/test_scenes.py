@@ -34,16 +34,22 @@ def fetched_back(picture, flow):
     return bilinear(picture, x, y), inside
 
 
+def displacement(motion, start, end, pixels):
+    """How far what appears at pixels [..., 2] at the start has moved at the end."""
+    matrix, vector = motion.change(start, end)
+    return pixels @ matrix.T + vector
+
+
 def test_displacement_of_known_motions():
     pixels = np.array([[3.0, -2.0], [0.5, 7.0]])
     shift = Motion(x=Course(drift=2.0), y=Course(drift=-0.5))
-    np.testing.assert_allclose(shift.displacement(1, 3, pixels), [[4, -1], [4, -1]])
+    np.testing.assert_allclose(displacement(shift, 1, 3, pixels), [[4, -1], [4, -1]])
     turn = Motion(x=Course(start=1.0), angle=Course(drift=np.pi / 2))  # x goes to y, about (1, 0)
-    np.testing.assert_allclose(turn.displacement(0, 1, pixels), np.array([[3, 2], [-6, -0.5]]) - pixels, atol=1e-12)
+    np.testing.assert_allclose(displacement(turn, 0, 1, pixels), np.array([[3, 2], [-6, -0.5]]) - pixels, atol=1e-12)
     zoom = Motion(y=Course(start=2.0), zoom=Course(drift=np.log(2)))
-    np.testing.assert_allclose(zoom.displacement(2, 3, pixels), pixels - [0, 2], atol=1e-12)
+    np.testing.assert_allclose(displacement(zoom, 2, 3, pixels), pixels - [0, 2], atol=1e-12)
     shear = Motion(shear=Course(drift=0.5))
-    np.testing.assert_allclose(shear.displacement(0, 2, pixels), [[-2, 0], [7, 0]], atol=1e-12)
+    np.testing.assert_allclose(displacement(shear, 0, 2, pixels), [[-2, 0], [7, 0]], atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -52,10 +58,10 @@ def test_displacements_add_up_and_are_smooth_and_bounded(kind):
     for _ in range(5):
         motion = draw_motion(random, kind, 4.0, 20.0, (2.0, -3.0), stays=False)
         pixels = random.uniform(-20, 20, (30, 2))
-        halfway = pixels + motion.displacement(3, 3.4, pixels)
-        both = halfway - pixels + motion.displacement(3.4, 4, halfway)
-        np.testing.assert_allclose(motion.displacement(3, 4, pixels), both, atol=1e-9)
-        moves = np.stack([motion.displacement(t, t + 1, pixels) for t in range(20)])
+        halfway = pixels + displacement(motion, 3, 3.4, pixels)
+        both = halfway - pixels + displacement(motion, 3.4, 4, halfway)
+        np.testing.assert_allclose(displacement(motion, 3, 4, pixels), both, atol=1e-9)
+        moves = np.stack([displacement(motion, t, t + 1, pixels) for t in range(20)])
         assert 0.05 < np.hypot(*moves.reshape(-1, 2).T).mean() < 8
         assert np.hypot(*np.diff(moves, axis=0).reshape(-1, 2).T).max() < 4
 
@@ -92,7 +98,6 @@ def test_layers_cover_each_other_and_move_on_their_own():
     np.testing.assert_allclose(flow[:, rest], np.tile([[2], [0]], rest.sum()), atol=1e-5)
     np.testing.assert_allclose(picture[np.hypot(x - 6, y) < 6], 0.9, atol=1e-6)
     np.testing.assert_allclose(picture[(np.hypot(x, y) < 6) & (np.hypot(x - 6, y) > 10)], 0.2, atol=1e-6)
-    np.testing.assert_array_equal(scene.seen_layer(0.0), 2 * in_front + second)
 
 
 def test_outlines_that_vary_with_the_direction():
