@@ -87,9 +87,8 @@ def verify_with(
         num_steps=num_steps,
     )
     job.note_signal(learning_signal or job.rule.learning_signal or "bp")
-    rows = _in_best_precision(job, inputs, loss_fn, forward, steps)
-    if attached:
-        rows = [*layers_without_hooks(model, job.exclude), *rows]
+    missed = layers_without_hooks(model, job.exclude) if attached else []
+    rows = [*missed, *_in_best_precision(job, inputs, loss_fn, forward, steps)]
     dtype = str(job.dtype).removeprefix("torch.")
     return Verification(tuple(rows), dtype, TOLERANCE[job.dtype], job.steps, tuple(job.notes))
 
