@@ -522,7 +522,7 @@ class STLLRLearner(OptimizerFacade):
                 scaler.scale(loss).backward()``.
 
         Returns:
-            A context manager giving an :class:`~stllr_plugin.streaming.OnlineRun`. Within it the module's outputs come
+            A context manager giving an :class:`~stllr_plugin.ways.online.OnlineRun`. Within it the module's outputs come
             back detached.
 
         Raises:

@@ -62,8 +62,8 @@ class SpikingTask(SequenceLoop):
 
     **Updates within a sequence.** With ``update_every=n`` the weights are updated after every n time steps and at the
     end, while membranes and traces go on: an online rule then learns before a long sequence is over. "bptt" becomes
-    truncated backpropagation through time with windows of n steps, whose memory is that of one window. Windows without
-    a loss update nothing. ``trainer.global_step`` counts every update.
+    truncated backpropagation through time over n steps, whose memory is that of these steps. Steps without a loss
+    update nothing. ``trainer.global_step`` counts every update.
 
     **Hidden states** are reset at the start of every batch of training, validation, testing and prediction (the sanity
     check included) and when the trainer is done, those of this network only.

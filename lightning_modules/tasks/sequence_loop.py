@@ -35,7 +35,7 @@ class SequenceLoop(LightningModule):
         self.active: Tensor | None = None
         """Samples for which the current time step is not padding, shape [B]; set by the time loops for callbacks."""
         self._loss: Tensor | None = None
-        self._window: Tensor | None = None  # loss since the last update; with "bptt" it holds the window's graph
+        self._since_update: Tensor | None = None  # the loss; with "bptt" it holds the graph of these steps
         self._online = False
 
     @property
@@ -75,7 +75,7 @@ class SequenceLoop(LightningModule):
 
     def _begin_loss(self, learning: bool) -> None:
         """Start the sums of a batch's losses and, where an update begins, of its gradients."""
-        self._loss = self._window = None
+        self._loss = self._since_update = None
         self._online = learning and not self.automatic_optimization
         if self._online and self.trainer.fit_loop.batch_idx % self.trainer.accumulate_grad_batches == 0:
             self._optimizer().zero_grad()
@@ -101,8 +101,8 @@ class SequenceLoop(LightningModule):
                 are averaged over processes then.
         """
         if self._online:
-            window = loss if self.rule is None else loss.detach()
-            self._window = window if self._window is None else self._window + window
+            kept = loss if self.rule is None else loss.detach()
+            self._since_update = kept if self._since_update is None else self._since_update + kept
         if self._online and self.rule is not None:
             with nullcontext() if last and self._completes_update() else self._no_gradient_sync():
                 self.manual_backward(loss / self.trainer.accumulate_grad_batches)
@@ -120,15 +120,15 @@ class SequenceLoop(LightningModule):
     def last_supervised(self, supervised: Sequence[bool]) -> set[int]:
         """The last supervised step before each update, from which of the T steps are supervised."""
         every = self.update_every or len(supervised)
-        windows = {t // every: t for t, one in enumerate(supervised) if one}
+        updates = {t // every: t for t, one in enumerate(supervised) if one}
         if self.update_every is not None and self.training and self._trainer is not None:
-            self._compare_windows(sorted(windows))
-        return set(windows.values())
+            self._compare_updates(sorted(updates))
+        return set(updates.values())
 
-    def _compare_windows(self, windows: list[int]) -> None:
+    def _compare_updates(self, updates: list[int]) -> None:
         """Each update averages over all processes: one that has none to make would leave the others waiting."""
-        everyone = from_all_processes(windows)
-        if any(one != windows for one in everyone):
+        everyone = from_all_processes(updates)
+        if any(one != updates for one in everyone):
             raise ValueError(
                 f"update_every={self.update_every} in {len(everyone)} processes: the updates of a batch would be "
                 f"{' and '.join(str(len(one)) for one in everyone)}, because its sequences differ in length or in "
@@ -141,7 +141,7 @@ class SequenceLoop(LightningModule):
         return over_processes(self.trainer, value.float(), "mean") if self.training and self._trainer else value
 
     def end_step(self, t: int) -> None:
-        """Update the weights after step ``t`` if a window of ``update_every`` steps ends there."""
+        """Update the weights after step ``t`` if the last of ``update_every`` steps is there."""
         if self._online and self.update_every is not None and (t + 1) % self.update_every == 0:
             self._update()
 
@@ -157,12 +157,12 @@ class SequenceLoop(LightningModule):
         return loss
 
     def _update(self) -> None:
-        """One optimizer step with the gradients of the window; nothing where the window had no loss."""
-        window, self._window = self._window, None
-        if window is not None:
+        """One optimizer step with the gradients since the last one; nothing where there was no loss."""
+        loss, self._since_update = self._since_update, None
+        if loss is not None:
             optimizer = self._optimizer()
             if self.rule is None:
-                self.manual_backward(window)
+                self.manual_backward(loss)
             if not self._completes_update():
                 return
             optimizer.step()
