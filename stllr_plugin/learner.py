@@ -522,8 +522,8 @@ class STLLRLearner(OptimizerFacade):
                 scaler.scale(loss).backward()``.
 
         Returns:
-            A context manager giving an :class:`~stllr_plugin.ways.online.OnlineRun`. Within it the module's outputs come
-            back detached.
+            A context manager giving an :class:`~stllr_plugin.ways.online.OnlineRun`. Within it the module's outputs
+            come back detached.
 
         Raises:
             StateError: If ``supervise_last`` is set and the number of steps is not known, or several processes train
