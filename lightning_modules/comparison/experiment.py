@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 
+from lightning_modules.command.quiet import quiet_loggers
 from lightning_modules.command.trainer_cli import STLLRCLI
 from lightning_modules.comparison.store import key_of
 from lightning_modules.tasks.rules import make_rule
@@ -166,17 +166,6 @@ def choosing(settings: Mapping[str, Any]) -> tuple[str, str]:
     return "val_accuracy", "max"
 
 
-@contextlib.contextmanager
-def quiet_seeding() -> Any:
+def quiet_seeding() -> AbstractContextManager[None]:
     """Keep "Seed set to 0" out of the output."""
-    loggers = [
-        logging.getLogger(name) for name in ("lightning.fabric", "lightning.pytorch", "lightning.fabric.utilities.seed")
-    ]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    return quiet_loggers("lightning.fabric", "lightning.pytorch", "lightning.fabric.utilities.seed")

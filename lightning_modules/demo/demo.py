@@ -6,7 +6,6 @@ Everything goes through the same classes as ``stllr fit``; nothing is downloaded
 from __future__ import annotations
 
 import argparse
-import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_modules.callbacks import History
+from lightning_modules.command.quiet import quiet_loggers
 from lightning_modules.data import EventDigitsDataModule
 from lightning_modules.demo.inspection import record_sequence
 from lightning_modules.demo.plots import DemoPicture, draw_demo
@@ -205,17 +205,9 @@ def choose_samples(labels: Tensor, predictions: Tensor, count: int = 8) -> list[
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep Lightning's remarks about hardware, data loading workers and the like out of the demo's output."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), quiet_loggers("lightning.pytorch", "lightning.fabric"):
         warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        yield
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -256,8 +256,8 @@ class SingleFileMVSEC(MVSECFile):
         return names, np.array(times, np.float64)
 
 
-class _OriginalEvents:
-    """Events [N, 4] of the original layout."""
+class _FileEvents:
+    """Events of a file, without an index of their times."""
 
     def __init__(self, file: HDF5File, length: int) -> None:
         self._file, self._length = file, length
@@ -267,6 +267,10 @@ class _OriginalEvents:
 
     def bracket(self, time: float) -> tuple[int, int]:
         return 0, self._length
+
+
+class _OriginalEvents(_FileEvents):
+    """Events [N, 4] of the original layout."""
 
     def times(self, low: int, high: int) -> npt.NDArray[Any]:
         with self._file.reading():
@@ -278,17 +282,8 @@ class _OriginalEvents:
         return Events(rows[:, 0].astype(np.int64), rows[:, 1].astype(np.int64), rows[:, 2], rows[:, 3])
 
 
-class _ColumnEvents:
+class _ColumnEvents(_FileEvents):
     """Events in columns."""
-
-    def __init__(self, file: HDF5File, length: int) -> None:
-        self._file, self._length = file, length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def bracket(self, time: float) -> tuple[int, int]:
-        return 0, self._length
 
     def times(self, low: int, high: int) -> npt.NDArray[Any]:
         with self._file.reading():
