@@ -205,6 +205,7 @@ class SpikingTask(SequenceLoop):
                 product_dtype=torch.bfloat16 if self.products == "bfloat16" else None,
                 reset_after_step=False,  # a batch begins at rest, or goes on: the task sees to it
             )
+            self.neurons_of_learner = frozenset(self.learner.report().neurons)
         if self.make_lr_scheduler is None:
             return optimizer
         scheduler = self.make_lr_scheduler(optimizer)

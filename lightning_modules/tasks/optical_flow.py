@@ -213,7 +213,7 @@ class OpticalFlowEstimator(SpikingTask):
         fresh = not self._running or bool(batch.new_recording.all())
         learner = self.learner if learning else None
         if fresh:
-            self._reset()
+            self._reset(by_learner=learner is not None)
             if learner is not None:
                 learner.reset(num_steps=batch.counts.shape[2])
         elif bool(batch.new_recording.any()):

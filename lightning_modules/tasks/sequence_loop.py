@@ -30,6 +30,8 @@ class SequenceLoop(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.learner: STLLRLearner | None = None
+        self.neurons_of_learner: frozenset[str] = frozenset()
+        """Names of the neurons whose states the learner resets where it begins a sequence."""
         self.watched = False
         """Whether a callback looks at single time steps; the batch then runs step by step. Callbacks set it."""
         self.active: Tensor | None = None
@@ -66,7 +68,7 @@ class SequenceLoop(LightningModule):
             target: Class numbers [B] or values [B, C], for learning signals that are made from the target.
             scale: Weight of one time step in the loss, a number or one value per sample [B]; for these signals too.
         """
-        self._reset()
+        self._reset(by_learner=self.learner is not None and learning)
         if self.learner is not None and learning:
             self.learner.reset(num_steps=num_steps, lengths=lengths)
             if target is not None and self.learner.needs_target:
@@ -178,8 +180,9 @@ class SequenceLoop(LightningModule):
         done = self.trainer.fit_loop.batch_idx + 1
         return done % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch
 
-    def _reset(self) -> None:
-        reset_states(self.network)
+    def _reset(self, *, by_learner: bool = False) -> None:
+        """Resets hidden states; those of the learner's neurons not, where it does so itself."""
+        reset_states(self.network, self.neurons_of_learner if by_learner else ())
 
     def _optimizer(self) -> Any:
         return self.optimizers()

@@ -6,7 +6,7 @@ helpers look at nothing but the modules below the one they are given: other netw
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from fnmatch import fnmatch
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from stllr_plugin.neurons import find_keeper
 from stllr_plugin.neurons.base import reset_rows
 
 
-def reset_states(network: nn.Module) -> None:
+def reset_states(network: nn.Module, besides: Collection[str] = ()) -> None:
     """Put every neuron below ``network`` back to rest, ready for a new batch of sequences.
 
     A module that has a method ``reset_states`` is asked to reset itself; a snnTorch neuron is reset through
@@ -27,10 +27,13 @@ def reset_states(network: nn.Module) -> None:
 
     Args:
         network: Any module. Modules without states are left alone.
+        besides: Names of modules that somebody else resets, unless they have a ``reset_states``.
     """
-    for module in network.modules():
+    for name, module in network.named_modules():
+        if name in besides and not callable(getattr(module, "reset_states", None)):
+            continue
         if _keeps_memories(module):
-            module.reset()  # type: ignore[operator]
+            module.reset()
             continue
         for method in ("reset_states", "reset_mem", "reset_mask"):
             reset = getattr(module, method, None)

@@ -3,6 +3,7 @@
 from functools import partial
 
 import pytest
+import snntorch as snn
 import torch
 from lightning.pytorch import Callback
 from torch import nn
@@ -139,3 +140,29 @@ def test_no_graph_stays_behind_a_batch(algorithm):
             assert not any(state.requires_grad for state in states)
 
     make_trainer(callbacks=[Look()]).fit(task, make_loader())
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"algorithm": "bptt"}, {"exclude": ["features.lif2"], "supervise_last": 1}], ids=str
+)
+def test_a_training_batch_resets_each_neuron_once(options, monkeypatch):
+    """Where a learner begins a sequence it resets its own neurons, and the task the others."""
+    network = SpikingMLP(PIXELS, (12, 8), CLASSES, gain=4.0, readout="leaky")
+    task, resets = make_task(network, **options), []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, *_):
+            resets.append([])
+
+    reset_mem = snn.Leaky.reset_mem
+
+    def counted(neuron):
+        if resets:
+            resets[-1].append(id(neuron))
+        return reset_mem(neuron)
+
+    monkeypatch.setattr(snn.Leaky, "reset_mem", counted)
+    trainer = make_trainer(callbacks=[Watch()], max_steps=2, **QUIET)
+    trainer.fit(task, make_loader())
+    neurons = sorted(id(module) for module in network.modules() if isinstance(module, snn.Leaky))
+    assert len(neurons) == 3 and sorted(resets[0]) == neurons
