@@ -21,7 +21,7 @@ from stllr_plugin.errors import (
     STLLRError,
     STLLRWarning,
 )
-from stllr_plugin.hooks import remove_hooks
+from stllr_plugin.hooks import detach, remove_hooks
 from stllr_plugin.learner import STLLRLearner
 from stllr_plugin.report import Report
 from stllr_plugin.rule import STLLRRule
@@ -42,5 +42,6 @@ __all__ = [
     "STLLRWarning",
     "SequenceInputError",
     "StateError",
+    "detach",
     "remove_hooks",
 ]

@@ -30,7 +30,7 @@ class Triangle:
 
     def __call__(self, v: Tensor) -> Tensor:
         """Returns psi(v), of the shape of v."""
-        return v.abs().mul_(-1.0 / self.width).add_(1.0).clamp_min_(0.0).mul_(self.height)
+        return torch.rsub(v.abs(), self.height, alpha=self.height / self.width).clamp_min_(0.0)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from stllr_plugin.record import PostFactors, SynapticInput
 from stllr_plugin.responses.base import InnerSynapse
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.traces import EdgeTraces, NeuronTraces, PostTrace, edge_name
+from stllr_plugin.unknown_spikes import WAY_OUT
 from stllr_plugin.walk import Found
 
 Key = tuple[int, int]  # id of a synapse's site, number of the call within a step
@@ -51,6 +52,7 @@ def move_edges(
     num_steps: int,
     step: int,
     lend: bool,
+    summed: Sequence[SynapseCall] | None = None,
 ) -> list[SynapticInput]:
     """Moves the presynaptic traces of a layer on.
 
@@ -62,6 +64,7 @@ def move_edges(
         num_steps: K.
         step: The last of the steps.
         lend: Whether a backward pass will follow.
+        summed: The calls of which the neuron's input is the plain sum; None to go by what the walk says.
     """
     inputs: list[SynapticInput] = []
     for key, members in groups.items():
@@ -71,7 +74,8 @@ def move_edges(
         x = call.x.unsqueeze(0) if num_steps == 1 else call.x.reshape(num_steps, -1, *call.x.shape[1:])
         synaptic = _moved(neuron, traces, key, call, x, lend)
         synaptic.nodes = [(node, identity) for node, _, identity in members]
-        synaptic.edge.direct = len(members) == 1 and members[0][2]
+        plain = members[0][2] if summed is None else sum(one is call for one in summed) == 1
+        synaptic.edge.direct = len(members) == 1 and plain and call.product is None
         inputs.append(synaptic)
     taken: dict[int, int] = {}
     for position, synapse in enumerate(inner):
@@ -84,7 +88,7 @@ def move_edges(
         synaptic.inner = position
         inputs.append(synaptic)
     if len(inputs) < len(traces.edges):
-        inputs += _skipped(neuron, traces, {id(synaptic.edge) for synaptic in inputs}, lend)
+        _fade(neuron, traces, {id(synaptic.edge) for synaptic in inputs}, lend)
     return inputs
 
 
@@ -100,29 +104,20 @@ def _moved(neuron: Neuron, traces: NeuronTraces, key: Key, call: SynapseCall, x:
     return SynapticInput(call, x, before, after if len(x) == 1 else None, rule, edge)
 
 
-def _skipped(neuron: Neuron, traces: NeuronTraces, called: set[int], lend: bool) -> list[SynapticInput]:
-    """Synapses that were not called at this step, as if they had been called on zeros: their traces decay."""
-    found = []
+def _fade(neuron: Neuron, traces: NeuronTraces, called: set[int], lend: bool) -> None:
+    """Lets the traces of synapses decay that were not called at this step."""
     for edge in traces.edges.values():
         if id(edge) in called or edge.pre is None:
             continue
         rule = neuron.rule_for(edge.site.rule)
-        trace = edge.decay(float(rule.lambda_pre), lend)
-        if not lend or rule.lambda_pre == 0.0:
-            continue
-        if not edge.direct:
+        edge.decay(float(rule.lambda_pre), lend)
+        if lend and rule.lambda_pre != 0.0 and edge.site.current_weight().requires_grad:
             raise StateError(
                 f"Synapse {edge.site.name!r} was not called at a step of neuron {neuron.name!r}, although its trace "
                 "still has a part in it, and something other than a sum lies between the two (a norm, pooling, another "
-                "layer), so that the learner cannot tell how. Call the layer at each step, on zeros where nothing came "
-                "in; or set lambda_pre=0 for it with layer_rules."
+                "layer, a forward of the layer's own), so that the learner cannot tell how. Call the layer at each "
+                "step, on zeros where nothing came in; or set lambda_pre=0 for it with layer_rules."
             )
-        assert trace is not None
-        x = trace.new_zeros(()).expand(1, *trace.shape)
-        call = SynapseCall(edge.site, x, x._version, None, neuron.session.next_order())
-        call.consumers[neuron.name] = 0
-        found.append(SynapticInput(call, x, trace, trace, rule, edge, skipped=True))
-    return found
 
 
 def _consume(neuron: str, call: SynapseCall, step: int) -> None:
@@ -130,7 +125,7 @@ def _consume(neuron: str, call: SynapseCall, step: int) -> None:
         raise SequenceInputError(
             f"One output of synapse {call.site.name!r} reaches neuron {neuron!r} at more than one time step. If "
             "the synapse was run on all steps at once, call it at each step, on that step's input. If a module in "
-            "between keeps a state from step to step, detach the state, or name the module in exclude=[...]."
+            f"between keeps a state from step to step, detach the state. {WAY_OUT}"
         )
     call.consumers[neuron] = step
     if call.gate is not None and call.gate.made_at < step:
@@ -176,17 +171,36 @@ def move_posts(
 
     posts: dict[STLLRRule, PostFactors] = {}
     before: dict[tuple[Psi | None, float], Tensor | None] = {}
-    for rule in dict.fromkeys(synaptic.rule for synaptic in inputs):
+    called = dict.fromkeys(synaptic.rule for synaptic in inputs)
+    others = (neuron.rule_for(edge.site.rule) for edge in traces.edges.values())
+    rules = {**called, **dict.fromkeys(others)}
+    if not rules and (neuron.session.uncalled or traces.shared):  # its synapse may be one that was not called yet
+        rules[neuron.rule] = None
+    elif not rules:
+        traces.posts.clear()
+    for rule in rules:
         key = (resolve_psi(rule.psi), rule.lambda_post)
         if rule.alpha_post != 0.0 and key not in before:
             post = traces.posts.get(key)
             if post is None:
+                _check_from_the_first_step(neuron, traces, rule, len(v))
                 post = traces.posts[key] = PostTrace(*key)
             before[key] = post.advance(psi_of(rule), lend)
-        if lend:
+        if lend and rule in called:
             posts[rule] = PostFactors(rule, psi_of(rule), before.get(key))
     carries = psi_of(neuron.rule) if lend and neuron.rule.propagate == "psi" else None
     return posts, carries
+
+
+def _check_from_the_first_step(neuron: Neuron, traces: NeuronTraces, rule: STLLRRule, num_steps: int) -> None:
+    """Raises StateError where a postsynaptic trace is asked for that nobody has kept since the sequence began."""
+    if traces.steps <= num_steps or rule.lambda_post == 0.0:
+        return
+    raise StateError(
+        f"Neuron {neuron.name!r} has run {traces.steps} steps of this sequence before a synapse with this rule fed "
+        "it for the first time, so that nobody has kept its postsynaptic trace. Call that layer from the first step "
+        "on, on zeros where nothing came in."
+    )
 
 
 def _fired(spikes: Tensor | None, v: Tensor) -> Tensor:

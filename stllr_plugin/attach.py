@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.utils import parametrize
-from torch.optim import Optimizer
 
 from stllr_plugin.activations import resolve_psi
 from stllr_plugin.errors import AttachmentError, RuleError, STLLRWarning
-from stllr_plugin.facade import OptimizerFacade
-from stllr_plugin.hooks import Hook, OrphanHook
+from stllr_plugin.hooks import OrphanHook
 from stllr_plugin.neurons import NeuronAdapter, StateKeeper, find_adapter, find_keeper, find_refusal
 from stllr_plugin.neurons.surrogates import other_surrogate, surrogate_name, surrogate_problem
 from stllr_plugin.registry import SIGNALS
@@ -47,9 +43,12 @@ class Plan:
         rule: The rule of everything else.
         learning_signal: The learning signal.
         output: Name and module whose output the loss sees; for signals that reach hidden layers directly.
-        other_parameters: Names of trainable parameters that are neither synaptic weights nor biases of synapses.
+        output_named: Whether the user has named it.
+        other_parameters: Names of trainable parameters that are neither synaptic weights nor biases of synapses, nor in
+            a module that is left alone.
         excluded: (name, module) of modules left alone on request.
         keepers: (name, module, kind) of modules that keep a state and are no neurons.
+        exclude: The patterns of what is left alone.
     """
 
     rule: STLLRRule
@@ -60,37 +59,16 @@ class Plan:
     rules: dict[str, STLLRRule] = field(default_factory=dict)
     learning_signal: str = "bp"
     output: tuple[str, nn.Module] | None = None
+    output_named: bool = False
     other_parameters: list[str] = field(default_factory=list)
     excluded: list[tuple[str, nn.Module]] = field(default_factory=list)
     keepers: list[tuple[str, nn.Module, StateKeeper]] = field(default_factory=list)
+    exclude: tuple[str, ...] = ()
 
-
-def check_settings(optimizer: Any, counts: Mapping[str, Any], product_dtype: Any) -> None:
-    """Checks what is said of optimizer and steps.
-
-    Args:
-        optimizer: The optimizer, or None.
-        counts: By name, numbers of time steps, each of which may be None.
-        product_dtype: In which the weights' gradients are multiplied.
-
-    Raises:
-        RuleError: If a number or the dtype is not valid.
-        AttachmentError: If the optimizer is none.
-    """
-    for name, value in counts.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise RuleError(f"{name}={value!r}: expected a positive number of time steps, or None.")
-    if counts["supervise_last"] is not None and counts["supervise_random"] is not None:
-        raise RuleError("supervise_last and supervise_random exclude each other; pass one of them.")
-    if isinstance(optimizer, OptimizerFacade):
-        raise AttachmentError(["optimizer is an STLLRLearner itself; pass the optimizer that it wraps."])
-    if optimizer is not None and not isinstance(optimizer, Optimizer):
-        raise AttachmentError([f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer (or None)."])
-    if product_dtype not in (None, torch.bfloat16):
-        raise RuleError(
-            f"product_dtype={product_dtype!r}: expected torch.bfloat16, or None for at least float32 (in float16 "
-            "small gradients vanish)."
-        )
+    def parts(self) -> dict[str, nn.Module]:
+        """All modules that attaching treats in some way, by name."""
+        lists: tuple[Any, ...] = (self.synapses, self.neurons, self.lifts, self.recurrences, self.excluded)
+        return {name: module for found in (*lists, self.keepers) for name, module, *_ in found}
 
 
 def plan_attachment(
@@ -107,7 +85,7 @@ def plan_attachment(
         AttachmentError: With one text per problem, if there is any.
         RuleError: If the rule itself is not valid.
     """
-    plan = Plan(resolve_rule(rule))
+    plan = Plan(resolve_rule(rule), exclude=exclude)
     if not isinstance(model, nn.Module):
         raise AttachmentError([f"model is a {type(model).__name__}, not a torch.nn.Module."])
     problems = _wrapper_problems(model)
@@ -125,6 +103,30 @@ def plan_attachment(
         raise AttachmentError(problems)
     _list_other_parameters(model, plan)
     return plan
+
+
+def changes_since(plan: Plan, model: nn.Module) -> list[str]:
+    """What attaching would treat in another way now, since modules were replaced, added or taken away."""
+    now = Plan(plan.rule, exclude=plan.exclude)
+    problems: list[str] = []
+    _discover(model, plan.exclude, now, problems)
+    before, after = plan.parts(), now.parts()
+    changes = []
+    for name in dict.fromkeys((*before, *after)):
+        one, other = before.get(name), after.get(name)
+        if one is None:
+            changes.append(f"{name!r} ({type(other).__name__}) is new")
+        elif other is None:
+            changes.append(f"{name!r} ({type(one).__name__}) is gone")
+        elif one is not other:
+            changes.append(f"{name!r} ({type(one).__name__}) is another {type(other).__name__}")
+    kinds = [{name: type(kind) for name, _, kind in (*one.synapses, *one.neurons)} for one in (plan, now)]
+    changes += [
+        f"{name!r} became another kind of layer"
+        for name in kinds[0]
+        if kinds[0][name] != kinds[1].get(name, kinds[0][name])
+    ]
+    return changes or problems
 
 
 def _wrapper_problems(model: nn.Module) -> list[str]:
@@ -171,7 +173,7 @@ def _discover(model: nn.Module, exclude: tuple[str, ...], plan: Plan, problems: 
             continue
         refusal = find_refusal(module)
         if refusal is not None:
-            problems.append(f"Neuron {where}: {refusal}. Or leave it out with exclude=[{name!r}].")
+            problems.append(f"{_noun(module)} {where}: {refusal}. Or leave it out with exclude=[{name!r}].")
             covered.update(id(child) for child in module.modules())
             continue
         refused_layer = next((reason for kind, reason in _REFUSED_LAYERS if isinstance(module, kind)), None)
@@ -201,6 +203,15 @@ def _discover(model: nn.Module, exclude: tuple[str, ...], plan: Plan, problems: 
         )
 
 
+def _noun(module: nn.Module) -> str:
+    """What to call a module that is refused: some libraries have layers of their own with the classes of torch's."""
+    kinds = [kind for kind in type(module).__mro__ if kind is not nn.Module]
+    is_layer = any(
+        kind.__module__.startswith("torch.nn.modules.") or kind.__module__.endswith(".layer") for kind in kinds
+    )
+    return "Layer" if is_layer else "Neuron"
+
+
 def _check_attached(model: nn.Module, problems: list[str]) -> None:
     for name, module in model.named_modules():
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
@@ -210,11 +221,6 @@ def _check_attached(model: nn.Module, problems: list[str]) -> None:
                 problems.append(
                     f"module {name!r} is part of a copy of an attached model; call stllr_plugin.remove_hooks(model) "
                     "first."
-                )
-                return
-            if isinstance(hook, Hook):
-                problems.append(
-                    f"module {name!r} is attached to another STLLRLearner already; call detach() on that one first."
                 )
                 return
 
@@ -292,7 +298,7 @@ def _find_output(model: nn.Module, plan: Plan, signal: str, output: str | None, 
                 f"output={output!r} is no module of the model; it has {[name for name in modules if name]}."
             )
             return
-        plan.output = (output, modules[output])
+        plan.output, plan.output_named = (output, modules[output]), True
         return
     # By default the last synapse or neuron in the order of registration is what the loss sees.
     found = [(name, module) for name, module, _ in plan.synapses] + [(name, module) for name, module, _ in plan.neurons]
@@ -332,8 +338,14 @@ def _list_other_parameters(model: nn.Module, plan: Plan) -> None:
                 known.update(id(parameter) for parameter in originals.parameters())
             known.add(id(module._parameters.get(f"{weight}_orig")))  # torch's pruning
     plan.other_parameters = [
-        name for name, parameter in model.named_parameters() if parameter.requires_grad and id(parameter) not in known
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and id(parameter) not in known and not _is_part(name, plan.excluded)
     ]
+
+
+def _is_part(name: str, modules: list[tuple[str, nn.Module]]) -> bool:
+    return any(not module or name.startswith(f"{module}.") for module, _ in modules)
 
 
 def warn(message: str) -> None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from stllr_plugin.arrivals import Arrivals, compare
 from stllr_plugin.errors import StateError
 from stllr_plugin.marks import Mark
 from stllr_plugin.rule import STLLRRule
@@ -22,7 +24,12 @@ from stllr_plugin.session import Session
 from stllr_plugin.supervision import Span
 from stllr_plugin.synapses import Term
 
-_PROBES = 3  # backward passes that are looked at for a current that skips the neuron
+
+class WeightProduct(Protocol):
+    """How an output follows from an input and a weight."""
+
+    def weight_gradients(self, terms: Sequence[Term], weight: Tensor) -> Tensor:
+        """The weight's gradient, summed over pairs of an input and an output gradient."""
 
 
 class SynapseSite:
@@ -34,7 +41,8 @@ class SynapseSite:
         rule: Rule chosen for this synapse by name, or None to use the rule of the neuron that it feeds.
         last_call: The latest call of this sequence.
         owned: Whether a neuron module holds the weight itself.
-        probes: How many more backward passes are looked at for a current that skips the neuron.
+        inside: Whether a neuron module holds it, so that nobody else sees its output.
+        reached: Whether a gradient has come to it since the last update.
         stands_aside: Whether the neuron around it takes care of its call: it then only notes its input.
         passed: What it was called on last while it stood aside.
     """
@@ -48,10 +56,16 @@ class SynapseSite:
         self.rule = rule
         self.is_readout = False  # known two steps after the first call
         self.gate: InputGate | None = None
-        self.probes = _PROBES
+        self.inside = self.owned
         self.stands_aside = False
         self.passed: Tensor | None = None
+        self.reached = False
         self.begin()
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether its weight is to learn."""
+        return self.current_weight().requires_grad
 
     def begin(self) -> None:
         """Begins a sequence."""
@@ -65,11 +79,6 @@ class SynapseSite:
     def runs_first(self) -> bool:
         """Whether it runs before the first neuron of a step."""
         return self._first_clock == -1
-
-    @property
-    def has_run(self) -> bool:
-        """Whether it has run in this sequence."""
-        return self._first_clock is not None
 
     def step(self) -> int:
         """Index of the time step that runs.
@@ -90,6 +99,7 @@ class SynapseSite:
         weight: Tensor | None,
         bias: Tensor | None = None,
         anchor: Tensor | None = None,
+        product: WeightProduct | None = None,
     ) -> Tensor:
         """Marks the output of one call; the output of a readout at a step that is not supervised leaves the graph.
 
@@ -99,6 +109,7 @@ class SynapseSite:
             weight: The weight; None where nothing is to be learned.
             bias: The bias, where its gradient is not left to the module.
             anchor: In place of a weight that is None: a parameter, so that the mark is in a graph, where neurons look.
+            product: How the output follows from input and weight, where the site does not know.
         """
         first = self._first_clock is None
         if first:
@@ -119,6 +130,7 @@ class SynapseSite:
             output.shape,
             self.session.span(step),
             gate,
+            product=product,
         )
         if first:
             self._first_call, self._first_step = call, step
@@ -132,28 +144,6 @@ class SynapseSite:
             "Nothing may flow between time steps: detach what you carry over (spikes.detach()) before that layer."
         )
 
-    def probe(self, call: SynapseCall, grad: Tensor) -> None:
-        """Refuses an output that reaches the loss past the neuron that it feeds as well.
-
-        The rule holds for what goes through the neuron. The rest would need its ordinary gradient, but comes in one sum
-        with it. How a network is wired shows in its first backward passes.
-
-        Raises:
-            StateError: If not all of the gradient comes from neurons.
-        """
-        self.probes -= 1
-        expected, call.expected = call.expected, None
-        rest = grad if expected is None else grad - expected.to(grad.dtype)
-        largest = grad.abs().max() if expected is None else torch.maximum(grad.abs().max(), expected.abs().max())
-        tolerance = 1e-4 if grad.dtype in (torch.float32, torch.float64) else 0.05
-        if bool(rest.abs().max() > tolerance * largest):
-            raise StateError(
-                f"The output of synapse {self.name!r} feeds {' and '.join(map(repr, call.consumers))}, and it reaches "
-                "the loss past the neuron as well (a current that skips it, a gate, a penalty). Its weight would lose "
-                "that part. Call the layer a second time for what does not go into the neuron, or name it in "
-                "exclude=[...]."
-            )
-
     # Gradients.
 
     def check_input(self, call: SynapseCall) -> None:
@@ -161,16 +151,24 @@ class SynapseSite:
         if call.x._version != call.version:
             raise StateError(changed_in_place(repr(self.name)))
 
-    def product(self, weight: Tensor, terms: Sequence[Term]) -> Tensor:
+    def product(self, weight: Tensor, terms: Sequence[Term], product: WeightProduct | None = None) -> Tensor:
         """The weight's gradient, of its shape and dtype, summed over pairs of an input and an output gradient.
 
         Computed in at least float32, unless the learner was told otherwise.
+
+        Args:
+            weight: The weight.
+            terms: The pairs.
+            product: That of the call, where the site does not know how the output follows from input and weight.
         """
         dtype = self.session.product_dtype
         if dtype is None:
             dtype = weight.dtype if weight.dtype in (torch.float32, torch.float64) else torch.float32
+        gradients = self._weight_gradient if product is None else product.weight_gradients
+        if weight.dtype is dtype and all(x.dtype is dtype and g.dtype is dtype for x, g in terms):
+            return gradients(terms, weight)
         terms = [(x.to(dtype), g.to(dtype)) for x, g in terms]
-        return self._weight_gradient(terms, weight.to(dtype)).to(weight.dtype)
+        return gradients(terms, weight.to(dtype)).to(weight.dtype)
 
     def is_batched(self, x: Tensor, weight: Tensor) -> bool:
         """Whether the first dimension of an input is a batch."""
@@ -182,6 +180,17 @@ class SynapseSite:
     def bias_gradient(self, g: Tensor) -> Tensor:
         """Gradient of the module's bias for an output gradient, where that is not left to the module."""
         raise NotImplementedError
+
+
+def bypassed(calls: Sequence[SynapseCall]) -> str:
+    """Message of the error where a synapse's output reaches the loss past the neuron that it feeds."""
+    names = " and ".join(sorted({repr(call.site.name) for call in calls}))
+    neurons = " and ".join(sorted({repr(name) for call in calls for name in call.consumers}))
+    return (
+        f"The output of synapse {names} feeds {neurons}, and it reaches the loss past the neuron as well (a current "
+        "that skips it, a gate, a penalty), or a hook of yours changes its gradient. Its weight would lose that part. "
+        "Call the layer a second time for what does not go into the neuron, or name it in exclude=[...]."
+    )
 
 
 def changed_in_place(name: str) -> str:
@@ -222,7 +231,10 @@ class SynapseCall:
         span: The time step at which it ran; only meaningful for readouts that no neuron consumes.
         gate: What lets the learning signal on to the input, where the input may come from an earlier step.
         consumers: Neurons that it fed, and the time step. If there is none, the weight gets its ordinary gradient.
-        expected: What the neurons that it fed have sent back so far, while the site is being probed.
+        product: How the output follows from input and weight, where the site does not know.
+        arrivals: What neurons have sent back to its output; None if nobody but them can have seen that.
+        onward: Where its input's gradient arrives, if other synapses are behind it.
+        onward_position: Where among what its node sends on that gradient is.
     """
 
     site: SynapseSite
@@ -234,12 +246,14 @@ class SynapseCall:
     span: Span | None = None
     gate: InputGate | None = None
     consumers: dict[str, int] = field(default_factory=dict)
-    expected: Tensor | None = None
+    product: WeightProduct | None = None
+    arrivals: Arrivals | None = None
+    onward: Arrivals | None = None
+    onward_position: int = 0
 
-    def expect(self, gradient: Tensor) -> None:
-        """Notes what a neuron sends back to this output, if anybody will ask."""
-        if self.site.probes > 0:
-            self.expected = gradient if self.expected is None else self.expected + gradient
+    def weight_gradient(self, terms: Sequence[Term]) -> Tensor:
+        """The weight's gradient, summed over pairs of an input and an output gradient."""
+        return self.site.product(self.trained_weight().detach(), terms, self.product)
 
     def trained_weight(self) -> Tensor:
         """The weight, within the graph of its originals."""
@@ -279,8 +293,11 @@ class Tag(Function):
         site = call.site
         wants_bias = len(ctx.needs_input_grad) > 3 and ctx.needs_input_grad[3] and not mark.nested
         if call.consumed:
-            if site.probes > 0 and not mark.nested:
-                site.probe(call, grad)
+            if not mark.nested:
+                if call.arrivals is not None:
+                    compare(grad, call.arrivals.take(), partial(bypassed, [call]), site.session.doubts)
+                if call.onward is not None:
+                    call.onward.tell(grad)
             return None, grad, None, site.bias_gradient(grad) if wants_bias else None
         assert call.span is not None
         shown = call.span.mask(grad)
@@ -289,9 +306,28 @@ class Tag(Function):
         weight_grad = None
         if ctx.needs_input_grad[2]:
             site.session.count_capture()
+            site.reached = True
             site.check_input(call)
-            weight_grad = site.product(call.trained_weight().detach(), [(call.x, shown)])
+            weight_grad = call.weight_gradient([(call.x, shown)])
         return None, shown, weight_grad, site.bias_gradient(shown) if wants_bias else None
+
+
+class UsesWeight(Function):
+    """Identity on a synapse's input that makes autograd wait with the weight until the call's own backward is done.
+
+    A hook may update the weight as soon as its gradient is there, and the product of the call still needs it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        """Returns the input, under a new tensor."""
+        ctx.stllr = Mark()
+        return x.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Passes the gradient on."""
+        return grad, None
 
 
 class GatedInput(Function):

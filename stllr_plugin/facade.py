@@ -36,9 +36,13 @@ class OptimizerFacade(Optimizer):
         """The inner optimizer, which updates the weights."""
         return self._inner
 
+    def _groups_are_seen(self) -> None:
+        """Called before somebody gets the groups."""
+
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """Those of the inner optimizer."""
+        self._groups_are_seen()
         return self._own_groups if self._inner is None else self._inner.param_groups
 
     @param_groups.setter

@@ -46,7 +46,7 @@ class Graft(Function):
         if mark.nested:
             return nothing
         record: Record = mark.record  # type: ignore[assignment]
-        record.used = True
+        record.use()
         shown = [None if delta is None else record.span.mask(delta) for delta in deltas]
         some = next((delta for delta in shown if delta is not None), None)
         if some is None:
@@ -72,7 +72,7 @@ class Graft(Function):
 def graft(record: Record) -> list[Tensor]:
     """The leaves of the record's response, with the rule in the graph between them and the neuron."""
     response = record.response
-    weights = [synaptic.call.trained_weight() for synaptic in record.inputs]
+    weights = [synaptic.weight() for synaptic in record.inputs]
     outputs = Graft.apply(record, *response.links, *weights, *response.parameters)
     response.let_go()  # only what comes after has a use for its tensors
     return list(outputs)

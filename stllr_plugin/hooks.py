@@ -10,7 +10,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -109,8 +109,52 @@ def remove_hooks(model: nn.Module) -> int:
                         flags.pop(key, None)
                     removed += 1
                 elif isinstance(hook, Hook) and hook.name:
-                    raise NotAttachedError(f"Module {name!r} is attached to an STLLRLearner; use learner.detach().")
+                    raise NotAttachedError(
+                        f"Module {name!r} is attached to an STLLRLearner; use learner.detach() or "
+                        "stllr_plugin.detach(model)."
+                    )
     return removed
+
+
+class Attached(Protocol):
+    """What is attached to a model, as far as one must know it to take it off."""
+
+    def detach(self) -> None:
+        """Takes it off."""
+
+    def reset_kept_states(self) -> None:
+        """Resets the states that the model's neurons keep."""
+
+
+def attached_to(model: nn.Module) -> list[Attached]:
+    """What is attached to a model or to parts of it."""
+    found: dict[int, Attached] = {}
+    for module in model.modules():
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            if isinstance(hook, Hook):
+                session = getattr(hook, "session", getattr(getattr(hook, "site", None), "session", None))
+                owner = getattr(session, "owner", None)
+                if owner is not None:
+                    found[id(owner)] = owner
+    return list(found.values())
+
+
+def detach(model: nn.Module) -> int:
+    """Takes every learner off a model, also where nobody holds the learner any more, as after a cell that ran twice.
+
+    The model is then bit for bit what it was. A copy of an attached model loses what copying left behind.
+
+    Args:
+        model: The model, or one that contains it.
+
+    Returns:
+        Number of learners that were attached.
+    """
+    found = attached_to(model)
+    for owner in found:
+        owner.detach()
+    remove_hooks(model)
+    return len(found)
 
 
 def refuse_recomputation(name: str) -> None:

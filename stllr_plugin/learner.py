@@ -12,13 +12,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stllr_plugin import overview
-from stllr_plugin.attach import Plan, check_settings, hidden_neurons, plan_attachment, warn
+from stllr_plugin.attach import Plan, hidden_neurons, plan_attachment, warn
 from stllr_plugin.errors import NoGradientCapturedError, NotAttachedError, RuleError, StateError
 from stllr_plugin.facade import OptimizerFacade
+from stllr_plugin.hooks import attached_to
 from stllr_plugin.network import Network
 from stllr_plugin.report import Report
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.session import Session, several_processes
+from stllr_plugin.settings import (
+    check_settings,
+    checked_layer_rules,
+    checked_mask,
+    checked_patterns,
+    load_optimizer,
+    split_state,
+)
 from stllr_plugin.signals import SIGNALS, LearningSignal, SignalSetup
 from stllr_plugin.stdp import Plasticity
 from stllr_plugin.supervision import Supervision
@@ -114,10 +123,13 @@ class STLLRLearner(OptimizerFacade):
                 "fold_steps": fold_steps,
             },
             product_dtype,
+            feedback_seed,
+            learning_signal,
         )
-        excluded = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-        plan = plan_attachment(model, rule, dict(layer_rules or {}), learning_signal, output, excluded)
+        rules, excluded = checked_layer_rules(layer_rules), checked_patterns(exclude)
+        plan = plan_attachment(model, rule, rules, learning_signal, output, excluded)
         _check_signal(plan, optimizer, fold_steps)
+        _replace_others(model)
 
         super().__init__(optimizer)
         self.reset_after_step = reset_after_step
@@ -130,6 +142,7 @@ class STLLRLearner(OptimizerFacade):
         self._signal = _make_signal(plan, self._session, feedback_seed)
         self._signal.use_plasticity(plasticity)
         self._network = Network(plan, self._session, self._signal)
+        self._network.ended_by_step = optimizer is not None and reset_after_step
         supervision.begin(num_steps, None)
         self._network.attach()
 
@@ -137,8 +150,7 @@ class STLLRLearner(OptimizerFacade):
 
     def detach(self) -> None:
         """Takes everything off the model again, which is then bit for bit what it was. Calling it twice is harmless."""
-        if self._network.attached:
-            self._network.detach()
+        self._network.detach()
 
     def __enter__(self) -> STLLRLearner:
         """The learner, attached until the block ends."""
@@ -201,11 +213,22 @@ class STLLRLearner(OptimizerFacade):
         return self._session.product_dtype
 
     @property
+    def window_checks(self) -> dict[Any, str | None]:
+        """By kind of input, why ``run()`` must go step by step; None for windows. A few answers are kept."""
+        return self._network.window_checks
+
+    @property
     def trial(self) -> bool:
         """Whether ``run()`` is trying out a few steps, which hooks that count should not count."""
         return self._session.trial
 
     # The optimizer.
+
+    def _groups_are_seen(self) -> None:
+        """A GradScaler, say, looks at gradients next: what ``fold_steps`` keeps back arrives first."""
+        network = self.__dict__.get("_network")
+        if network is not None and network.session.fold_steps > 1 and not several_processes():
+            network.flush()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients of the inner optimizer's parameters (without one: of the model's).
@@ -240,10 +263,32 @@ class STLLRLearner(OptimizerFacade):
             raise RuleError(
                 "This learner was built without an optimizer; pass one, or call your own optimizer's step()."
             )
-        loss = None
-        if closure is not None:
+        if closure is None:
+            self._check_ready()
+            self._inner.step()
+            loss = None
+        else:
+            loss = self._inner.step(self._checked(closure))
+        self._signal.step(self._inner)
+        self._session.captures = 0
+        if self.reset_after_step:
+            self._warn_of_resets_within_sequences()
+            self._end_sequence()
+        return loss
+
+    def _checked(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """A closure for the inner optimizer, which may evaluate it several times (as LBFGS does)."""
+
+        def evaluate() -> Any:
             with torch.enable_grad():
                 loss = closure()
+            self._check_ready()
+            return loss
+
+        return evaluate
+
+    def _check_ready(self) -> None:
+        """Brings in what is still kept back, and raises if an update would not be one by the rule."""
         if self._session.enabled:
             if several_processes() and self._network.waiting_edges():
                 raise StateError(
@@ -251,18 +296,15 @@ class STLLRLearner(OptimizerFacade):
                     "gradients back, which the processes have not averaged. Nothing was updated. Run the sequence to "
                     "its end, announce its real length with learner.reset(num_steps=...), or leave fold_steps out."
                 )
+            self._session.watch.check()
+            self._session.doubts.settle()
             self.flush()
             self._check_captured()
             self._signal.check_delivered()
+            if self.reset_after_step:
+                self._network.look_for_silence()
             if self.check_finite:
                 overview.assert_finite(self._network)
-        self._inner.step()
-        self._signal.step(self._inner)
-        self._session.captures = 0
-        if self.reset_after_step:
-            self._warn_of_resets_within_sequences()
-            self._end_sequence()
-        return loss
 
     def flush(self) -> None:
         """Puts into ``.grad`` what ``fold_steps`` still keeps back; :meth:`step` does so by itself."""
@@ -297,8 +339,9 @@ class STLLRLearner(OptimizerFacade):
         if self._single_step_updates == 3 and self._num_steps != 1:
             warn(
                 "Each of the last three step() calls came after a single time step, and each reset the neurons and "
-                "the traces. If you update at every time step of a sequence, build the learner with "
-                "reset_after_step=False and call learner.reset() before each sequence."
+                "the traces. If your sequences have one time step, say so with num_steps=1. If you update at every "
+                "time step of a longer sequence, build the learner with reset_after_step=False and call "
+                "learner.reset() before each sequence."
             )
 
     def assert_finite(self) -> None:
@@ -332,10 +375,7 @@ class STLLRLearner(OptimizerFacade):
                     "reset(mask) keeps the running sequence; num_steps and lengths begin a new one. Pass one or the "
                     "other."
                 )
-            mask = torch.as_tensor(mask)
-            if mask.dim() != 1 or mask.dtype != torch.bool:
-                raise StateError(f"mask must be a bool tensor [B]; found {mask.dtype} of shape {tuple(mask.shape)}.")
-            self._network.reset_samples(mask)
+            self._network.reset_samples(checked_mask(mask))
             return
         if lengths is None and num_steps is None:
             num_steps = self._num_steps
@@ -373,7 +413,7 @@ class STLLRLearner(OptimizerFacade):
         Raises:
             RuleError: If the learning signal uses no target, or it is of neither form.
         """
-        self._signal.set_target(torch.as_tensor(target), scale, loss_scale)
+        self._signal.set_target(target, scale, loss_scale)
 
     def reinforce(self, reward: float | Tensor = 1.0) -> None:
         """In place of ``loss.backward()`` under learning_signal="one": moves the weights along their eligibilities.
@@ -532,7 +572,12 @@ class STLLRLearner(OptimizerFacade):
         self._require_attached()
         return run_online(self._network, self._module(output), loss_fn, num_steps, backward)
 
-    def two_pass(self, output: nn.Module | str, loss_fn: Callable[[Any], Tensor], forward: Callable[[], Any]) -> Tensor:
+    def two_pass(
+        self,
+        output: nn.Module | str | Sequence[nn.Module | str] | None,
+        loss_fn: Callable[[Any], Tensor],
+        forward: Callable[[], Any],
+    ) -> Tensor:
         """Exact gradients at constant memory for a loss that is not a sum over time steps, e.g. on spike counts.
 
         A first pass without a graph records the outputs and yields dL/d(output) of each step; a second pass, equal to
@@ -542,19 +587,27 @@ class STLLRLearner(OptimizerFacade):
             optimizer.step()
 
         Args:
-            output: The module (or its name) from whose outputs the loss is computed.
-            loss_fn: Maps what ``forward`` returns to the loss; must depend on the model through the module's outputs
-                only.
+            output: The module (or its name) from whose outputs the loss is computed; a list where it depends on
+                several, each of which runs once per step; None for all neurons.
+            loss_fn: Maps what ``forward`` returns to the loss. Parameters that it uses itself, such as a penalty on
+                weights, get their ordinary gradient.
             forward: Runs the whole sequence, states included, and returns what ``loss_fn`` takes. It is called twice.
 
         Returns:
             The loss, detached.
 
         Raises:
-            StateError: If the two passes differ, e.g. through randomness outside of torch's generators.
+            StateError: If the loss depends on outputs of other modules, or the two passes differ, e.g. through
+                randomness outside of torch's generators.
         """
         self._require_attached()
-        return run_two_pass(self._network, self._module(output), loss_fn, forward)
+        if output is None:
+            modules = [neuron.module for neuron in self._network.neurons]
+        else:
+            one = isinstance(output, (nn.Module, str)) or not isinstance(output, Iterable)
+            named: list[Any] = [output] if one else list(output)  # type: ignore[arg-type]
+            modules = list(dict.fromkeys(self._module(module) for module in named))
+        return run_two_pass(self._network, modules, loss_fn, forward)
 
     def _module(self, module: nn.Module | str) -> nn.Module:
         if isinstance(module, str):
@@ -632,6 +685,18 @@ class STLLRLearner(OptimizerFacade):
 
     # Checkpoints.
 
+    def __copy__(self) -> STLLRLearner:
+        """Raises StateError: a learner belongs to its model."""
+        raise _not_copied("copied")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> STLLRLearner:
+        """Raises StateError: a learner belongs to its model."""
+        raise _not_copied("copied")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Raises StateError: a learner belongs to its model."""
+        raise _not_copied("pickled")
+
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's state and, under "stllr", rules and feedback matrices; traces belong to a sequence."""
         inner: dict[str, Any] = {"state": {}, "param_groups": []} if self._inner is None else self._inner.state_dict()
@@ -650,19 +715,14 @@ class STLLRLearner(OptimizerFacade):
         Warns if the saved rule differs from this learner's, which stays in force.
 
         Raises:
-            RuleError: If the learning signal differs, or feedback matrices name neurons that this model does not have.
+            RuleError: If it is no such state, the learning signal differs, or feedback matrices name neurons that this
+                model does not have.
         """
-        state = dict(state_dict)
-        own = state.pop(_STATE_KEY, None)
+        state, own = split_state(state_dict, _STATE_KEY, self.learning_signal)
         if own is not None:
-            if own["learning_signal"] != self.learning_signal:
-                raise RuleError(
-                    f"The checkpoint was made with learning_signal={own['learning_signal']!r}, this learner has "
-                    f"{self.learning_signal!r}."
-                )
             self._signal.check_state(own)
         if self._inner is not None:
-            self._inner.load_state_dict(state)
+            load_optimizer(self._inner, state)
         if own is None:
             return
         mine = self._described()
@@ -670,6 +730,27 @@ class STLLRLearner(OptimizerFacade):
             if own[what] != mine[what]:
                 warn(f"The checkpoint was made with {what} {own[what]}; this learner goes on with {mine[what]}.")
         self._signal.load_state_dict(own)
+
+
+def _not_copied(how: str) -> StateError:
+    return StateError(
+        f"An STLLRLearner cannot be {how}, since it is attached to its model. Save learner.state_dict() and the "
+        "model's; for a second model, copy the model, call stllr_plugin.remove_hooks(copy), and build a learner for it."
+    )
+
+
+def _replace_others(model: nn.Module) -> None:
+    """Detaches learners that the model carries already, as where a notebook's cell runs twice."""
+    others = attached_to(model)
+    for other in others:
+        other.detach()
+        other.reset_kept_states()  # of its sequence, which nobody will go on with
+    if others:
+        warn(
+            f"This {type(model).__name__}, or a part of it, was attached to another STLLRLearner, which is detached "
+            "now: the new one takes its place. To take a learner off without a new one, call its detach() or "
+            "stllr_plugin.detach(model)."
+        )
 
 
 def _check_signal(plan: Plan, optimizer: Optimizer | None, fold_steps: int | None) -> None:
@@ -696,4 +777,5 @@ def _make_signal(plan: Plan, session: Session, seed: int | None) -> LearningSign
     with_time = frozenset(name for name, module, adapter in plan.neurons if adapter.is_sequence(module))
     seed = torch.initial_seed() if seed is None else seed
     kind: type[LearningSignal] = SIGNALS[plan.learning_signal]
-    return kind(SignalSetup(session, plan.learning_signal, name, module, hidden, seed, with_time))
+    named = plan.output_named
+    return kind(SignalSetup(session, plan.learning_signal, name, module, hidden, seed, with_time, named))

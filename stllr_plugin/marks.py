@@ -49,8 +49,14 @@ def mark_of(node: Node) -> Mark | None:
     return getattr(node, "stllr", None)
 
 
+class Quiet(Protocol):
+    """What keeps quiet in a backward pass that belongs to one step of one neuron alone."""
+
+    nested: bool
+
+
 @contextmanager
-def nested(marks: Iterable[Mark]) -> Iterator[None]:
+def nested(marks: Iterable[Quiet]) -> Iterator[None]:
     """Marks the nodes of one step for a backward pass that belongs to it alone.
 
     A current may skip past a neuron that is fed by the same synapse, and what goes through that neuron is none of this

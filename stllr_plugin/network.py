@@ -9,13 +9,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from stllr_plugin.attach import Plan
+from stllr_plugin.attach import Plan, changes_since
 from stllr_plugin.calls import SynapseSite
+from stllr_plugin.errors import StateError
 from stllr_plugin.nn import SequenceDropout
 from stllr_plugin.own_weights import OwnWeightSite
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.session import Session
 from stllr_plugin.signals import LearningSignal
+from stllr_plugin.silence import Silence
 from stllr_plugin.sites.excluded import ExclusionHook
 from stllr_plugin.sites.kept import KeptStateSite
 from stllr_plugin.sites.lift import LiftGuard, RecurrenceCut
@@ -51,7 +53,9 @@ class Network:
         neurons: Its neurons.
         attached: Whether the hooks are in place.
         carrier: Whoever carries states outside of the neurons while a sequence runs.
-        window_checks: Whether the model can run on several time steps at once, by kind of input.
+        window_checks: Whether the model can run on several time steps at once, by kind of input: the reason if not.
+        windowed_runs: How often that was asked.
+        ended_by_step: Whether an update ends the sequence, so that gradients may come until then.
         run_notes: How ``run()`` ran last, for the report.
     """
 
@@ -63,8 +67,11 @@ class Network:
         self.signal = signal
         self.attached = False
         self.carrier: weakref.ref[StateCarrier] | None = None
-        self.window_checks: dict[Any, tuple[Any, str | None]] = {}
+        self.window_checks: dict[Any, str | None] = {}
+        self.windowed_runs = 0
         self.run_notes: str | None = None
+        self.ended_by_step = False
+        self._silence = Silence()
         self._handles: list[Any] = []
         self._ignored_before: list[str] | None = None
         modules = [
@@ -84,6 +91,8 @@ class Network:
             self.neurons.append(NeuronSite(session, name, module, adapter, rule, own, inner, signal))
         self._modules = modules
         self._kept = [KeptStateSite(session, name, module, keeper) for name, module, keeper in plan.keepers]
+        self._modules_seen: list[tuple[str, nn.Module, type]] = []
+        session.look_at_model = self._look
         self._with_time = {neuron.name for neuron in self.neurons if neuron.takes_sequences}
 
     # On and off.
@@ -105,6 +114,11 @@ class Network:
         self._handles += ModelSite(self.session, self.model).attach()
         self._keep_ddp_off_states()
         self.attached = True
+        self.session.owner = self
+        self._modules_seen = self._modules_now()
+
+    def _modules_now(self) -> list[tuple[str, nn.Module, type]]:
+        return [(name, module, type(module)) for name, module in self.model.named_modules()]
 
     def _keep_ddp_off_states(self) -> None:
         """Tells a later DistributedDataParallel(model) to leave hidden states out of its buffer broadcast."""
@@ -118,7 +132,9 @@ class Network:
             self.model.__dict__[_IGNORED] = [*(self._ignored_before or []), *names]
 
     def detach(self) -> None:
-        """Takes everything off the model again, which is then bit for bit what it was."""
+        """Takes everything off the model again, which is then bit for bit what it was; harmless where it is off."""
+        if not self.attached:
+            return
         self.flush()
         for handle in self._handles:
             handle.remove()
@@ -135,6 +151,32 @@ class Network:
             self.model.__dict__[_IGNORED] = self._ignored_before
         self._handles.clear()
         self.session.enabled = self.attached = False
+        self.session.owner = None
+
+    def _look(self) -> None:
+        """Compares the plan with the model as it is now, once per sequence.
+
+        Raises:
+            StateError: If a layer or neuron was replaced, added or taken away.
+        """
+        if not self.attached:
+            return
+        if not self.ended_by_step:
+            self.look_for_silence()  # in a sequence whose successor began without a reset
+        seen = self._modules_now()
+        if seen != self._modules_seen:
+            changes = changes_since(self.plan, self.model)
+            output = self.plan.output
+            if output is not None and dict(self.model.named_modules()).get(output[0]) is not output[1]:
+                changes.append(f"the output module {output[0]!r} is another one")
+            if changes:
+                raise StateError(
+                    f"The model was changed while the learner was attached: {'; '.join(changes)}. What is new would "
+                    "train by other gradients. Call learner.detach(), and attach a new STLLRLearner after the change."
+                )
+            self._modules_seen = seen
+        weights = {id(p): site for site in self._modules for p in site.synapse.trainable(site.module)}
+        self.session.weights = weights
 
     # Sequences.
 
@@ -149,12 +191,16 @@ class Network:
             keep_target: Whether the target that was set is for the sequence to come.
             last: Number of supervised steps at its end, where that is not the learner's.
         """
+        self.session.watch.check()
         self.flush()
+        if not self.ended_by_step:
+            self.look_for_silence()
         self.session.supervision.begin(num_steps, lengths, last)
         self.restart(ended_by_step=False, keep_target=keep_target)
 
     def restart(self, *, ended_by_step: bool, keep_target: bool = False) -> None:
         """Resets traces and states; the sequence itself is begun by the caller."""
+        self.session.kept.tell()
         for neuron in self.neurons:
             neuron.reset(None, ended_by_step)
         for kept in self._kept:
@@ -167,6 +213,11 @@ class Network:
         for module in self.model.modules():
             if isinstance(module, SequenceDropout):
                 module.reset_mask()
+
+    def look_for_silence(self) -> None:
+        """Warns of layers that have got no gradient; to be called once per sequence, when all have had their chance."""
+        edges = [edge for _, traces in self.layers() for edge in traces.edges.values()]
+        self._silence.look(self.synapses, edges, tell=self.signal.reaches_layers)
 
     def reset_samples(self, mask: Tensor) -> None:
         """Resets the samples in ``mask``, bool [B], within the running sequence."""

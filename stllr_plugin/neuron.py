@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -53,6 +54,7 @@ class Neuron:
         self.tap = adapter.make_tap(module)
         self.passed: list[tuple[OwnWeightSite, Tensor]] = []
         self._surrogate_checked = False
+        self._known = (-1, False)
         self._rules: dict[STLLRRule, STLLRRule] = {}  # synapses' own rules, with lambda_pre="leak" replaced
 
     @property
@@ -69,6 +71,13 @@ class Neuron:
     def takes_sequences(self) -> bool:
         """Whether the module takes [time, batch, ...], of which the learner feeds and accepts one step per call."""
         return self.adapter.is_sequence(self.module)
+
+    def known_as(self, holds: Callable[[Neuron], bool]) -> bool:
+        """Whether something holds of the module: looked at once per sequence, since it is looked up at each step."""
+        number = self.session.sequence.number
+        if self._known[0] != number:
+            self._known = (number, holds(self))
+        return self._known[1]
 
     def _with_leak(self, rule: STLLRRule) -> STLLRRule:
         if rule.lambda_pre != "leak":
@@ -114,6 +123,11 @@ class Neuron:
             raise StateError(
                 f"Neuron {self.name!r}: psi returned {found} for v of shape {tuple(v.shape)}; it must map a tensor "
                 "element by element."
+            )
+        if not value.is_floating_point():
+            raise StateError(
+                f"Neuron {self.name!r}: psi returned {value.dtype}, with which no gradient can be computed; return "
+                "floating-point numbers, for example psi(v).to(v.dtype)."
             )
         return value.detach().unsqueeze(0) if alone else value.detach()
 

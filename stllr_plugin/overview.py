@@ -18,7 +18,9 @@ def report(network: Network, settings: dict[str, Any]) -> Report:
     """What is trained how."""
     edges: dict[str, Edge] = {}
     for neuron, _, edge, rule in network.edges():
-        edges[edge.name] = Edge(edge.name, edge.site.name, neuron.name, rule.describe(), neuron.adapter.spiking)
+        edges[edge.name] = Edge(
+            edge.name, edge.site.name, neuron.name, rule.describe(), neuron.adapter.spiking, edge.reached
+        )
     plan = network.plan
     fed = {edge.synapse for edge in edges.values()}
     frozen = {name for name, module, synapse in plan.synapses if not synapse.trainable(module)}

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from stllr_plugin.calls import SynapseSite
 from stllr_plugin.hooks import eager
+from stllr_plugin.parametrized import ComputedWeight
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.session import Session
 from stllr_plugin.synapses import Term, linear_weight_gradients
@@ -65,22 +66,27 @@ class OwnWeights(TorchFunctionMode):
         self.inputs = inputs
 
     def __enter__(self) -> Any:
-        """Starts; a parametrized weight is one tensor for as long as the call lasts, so that it can be recognised."""
-        self._cache = parametrize.cached()
-        self._cache.__enter__()
+        """Starts; notes what is computed for parametrized weights, so that they can be recognised."""
+        self._computed = {
+            site.weight_name: ComputedWeight(self.module, site.weight_name, detach=False)
+            for site in self.sites
+            if parametrize.is_parametrized(self.module, site.weight_name)
+        }
         return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: Any) -> None:
         """Ends."""
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self._cache.__exit__(*error)
+        for computed in self._computed.values():
+            computed.release()
 
     @eager
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs every function as it is, but for ``linear`` on one of the weights."""
         if func is functional.linear and len(args) >= 2:
             for site in self.sites:
-                weight = getattr(self.module, site.weight_name)
+                computed = self._computed.get(site.weight_name)
+                weight = getattr(self.module, site.weight_name) if computed is None else computed.weight
                 if args[1] is weight:
                     return self._call(site, weight, func, args, kwargs or {})
         return func(*args, **(kwargs or {}))

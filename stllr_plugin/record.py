@@ -18,9 +18,13 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
+from stllr_plugin.arrivals import Arrivals
+from stllr_plugin.between import pull_back
 from stllr_plugin.calls import SynapseCall
+from stllr_plugin.collect import Collection
 from stllr_plugin.errors import StateError
 from stllr_plugin.folding import fold, traces_before
+from stllr_plugin.kept_graphs import GraphCount
 from stllr_plugin.marks import Mark, mark_of, nested
 from stllr_plugin.responses.base import Response
 from stllr_plugin.rule import STLLRRule
@@ -45,9 +49,9 @@ class SynapticInput:
         rule: The edge's rule.
         edge: The edge's state.
         nodes: Nodes that tag its output, each with whether u (or the neuron's input) is the sum of it and others. Empty
-            for a synapse within the neuron, and for one that was not called.
+            for a synapse within the neuron.
         inner: Its position among the synapses within the neuron; None for those before it.
-        skipped: Whether the synapse was not called at this step, which is as if its input were zero.
+        collection: Where its gradient goes in place of being returned; None to return it.
     """
 
     call: SynapseCall
@@ -58,7 +62,27 @@ class SynapticInput:
     edge: EdgeTraces
     nodes: list[tuple[Node, bool]] = field(default_factory=list)
     inner: int | None = None
-    skipped: bool = False
+    collection: Collection | None = None
+
+    def weight(self) -> Tensor:
+        """The weight as the graft of a single step gets it."""
+        weight = self.call.trained_weight()
+        if self.trace is None or not weight.is_leaf or not weight.requires_grad or self.call.product is not None:
+            return weight
+        weight = self.edge.collect(weight, float(self.rule.lambda_pre))
+        self.collection = self.edge.collection
+        return weight
+
+    def take(self, causal: Tensor | None, noncausal: Tensor | None) -> Tensor | None:
+        """As :meth:`gradient`, but within a backward pass that comes by other steps as well."""
+        if self.collection is None:
+            return self.gradient(causal, noncausal)
+        if causal is not None or noncausal is not None:
+            assert self.trace is not None
+            first = None if causal is None else causal[0]
+            second = None if noncausal is None else noncausal[0]
+            self.collection.take(self.call, self.x[0], self.trace, self.before, first, second)
+        return None
 
     @property
     def marks(self) -> list[Mark]:
@@ -85,7 +109,7 @@ class SynapticInput:
         terms: list[Term] = []
         if causal is not None:
             terms.append((self.trace, causal[0]))
-        if noncausal is not None and not self.skipped:
+        if noncausal is not None:
             terms.append((self.x[0], noncausal[0]))
         if not terms:
             return torch.zeros_like(self.call.trained_weight())
@@ -100,9 +124,8 @@ class SynapticInput:
         return self._multiplied(terms)
 
     def _multiplied(self, terms: list[Term]) -> Tensor:
-        site = self.call.site
-        site.check_input(self.call)
-        return site.product(self.call.trained_weight().detach(), terms)
+        self.call.site.check_input(self.call)
+        return self.call.weight_gradient(terms)
 
     def nothing(self) -> Tensor | None:
         """Zeros for weights that a neuron holds itself, since Norse puts hooks on them that cannot take None."""
@@ -188,6 +211,8 @@ class Record:
         posts: The postsynaptic side, by rule.
         psi_carries: psi(v) if psi carries the learning signal to the layer below; None if the neuron's surrogate does.
         boundaries: Marks of the nodes at which the walk to the synapses ended.
+        graphs: Counts the layer's steps that are used.
+        arrivals: Whom to tell what goes back to the neuron's input; None if nobody asks.
         used: Whether a backward pass has come by.
     """
 
@@ -199,7 +224,21 @@ class Record:
     posts: dict[STLLRRule, PostFactors]
     psi_carries: Tensor | None
     boundaries: Sequence[Mark] = ()
+    graphs: GraphCount | None = None
+    arrivals: Arrivals | None = None
     used: bool = False
+
+    def use(self) -> None:
+        """Notes that a backward pass has come by."""
+        if not self.used:
+            self.used = True
+            if self.graphs is not None:
+                self.graphs.alive += 1
+
+    def __del__(self) -> None:
+        """Its graph is gone."""
+        if self.used and self.graphs is not None:
+            self.graphs.alive -= 1
 
     @property
     def together(self) -> bool:
@@ -214,10 +253,22 @@ class Record:
         """Gradients of the links, of the synapses' weights and of other parameters, from dL/d(output), masked."""
         response = self.response
         signal, states = response.split(deltas)
-        weights = self._weight_gradients(signal, states)
+        weights = self._weight_gradients(signal, states, collect=True)
+        for synaptic in self.inputs:
+            synaptic.edge.reached_now = synaptic.call.site.reached = True
         links, parameters = response.carry(signal, self.psi_carries, states)
-        self._tell_probes(links)
+        self._tell(links)
         return links, weights, parameters
+
+    def _tell(self, links: list[Tensor | None]) -> None:
+        """Tells whoever guards the way to the synapses what is sent there, where the input is the link."""
+        gradient = links[0] if self.arrivals is not None else None
+        if gradient is not None:
+            assert self.arrivals is not None
+            dtype = self.response.input_dtype
+            if dtype is not None and gradient.dtype != dtype:  # or autograd would, to another tensor
+                links[0] = gradient = gradient.to(dtype)
+            self.arrivals.tell(gradient)
 
     def spike_gradients(self, delta: Tensor, *, causal: bool = True, noncausal: bool = True) -> list[Tensor | None]:
         """``sum_b delta_i e_ij`` for every input's weight, or of one of its two terms; delta as the spikes."""
@@ -226,8 +277,15 @@ class Record:
         return self._weight_gradients(signal, states, causal=causal, noncausal=noncausal)
 
     def _weight_gradients(
-        self, signal: Tensor | None, states: list[Tensor | None], *, causal: bool = True, noncausal: bool = True
+        self,
+        signal: Tensor | None,
+        states: list[Tensor | None],
+        *,
+        causal: bool = True,
+        noncausal: bool = True,
+        collect: bool = False,
     ) -> list[Tensor | None]:
+        multiplied = SynapticInput.take if collect else SynapticInput.gradient
         response = self.response
         weights: list[Tensor | None] = [None] * len(self.inputs)
         folds = self.session.fold_steps > 1 and not self.together and signal is not None and self._is_running()
@@ -248,10 +306,19 @@ class Record:
                     continue
                 first = post.causal(given) if causal else None
                 second = post.noncausal(given) if noncausal else None
+            if silent and not folds and self._direct(members):  # the usual case, and the quickest
+                slope = self.response.slope
+                if slope is not None:
+                    first = None if first is None else first * slope
+                    second = None if second is None else second * slope
+                for i in members:
+                    weights[i] = multiplied(self.inputs[i], first, second)
+                continue
             of_first = self._pulled(first, states, members)
             of_second = self._pulled(second, [None] * len(states), members)
             for i in members:
-                gradient = self._folded if folds else SynapticInput.gradient
+                known = self.inputs[i].call.product is None  # else the weight may be another one at each call
+                gradient = self._folded if folds and known else multiplied
                 weights[i] = gradient(self.inputs[i], of_first.get(i), of_second.get(i))
         return weights
 
@@ -313,9 +380,6 @@ class Record:
                 found = inner[synaptic.inner]
                 if found is not None:
                     pulled[i] = found
-            elif synaptic.skipped:
-                if membrane is not None:  # as at its other calls: u is the sum of the synapse's output and others
-                    pulled[i] = membrane if self.response.slope is None else membrane * self.response.slope
             else:
                 outside += [(i, node, identity) for node, identity in synaptic.nodes]
         for i, gradient in self._through(roots, outside):
@@ -343,34 +407,9 @@ class Record:
         shortcut = [(i, roots[0][1]) for i, _, identity in targets if plain and identity]
         through = [(i, node) for i, node, identity in targets if not (plain and identity)]
         with nested([*self.boundaries, *(mark for synaptic in self.inputs for mark in synaptic.marks)]):
-            gradients = torch.autograd.grad(
-                [edge for edge, _ in roots],
-                [GradientEdge(node, 0) for _, node in through],
-                [gradient for _, gradient in roots],
-                retain_graph=True,
-                allow_unused=True,
-            )
+            gradients = pull_back(roots, [node for _, node in through])
         found = [(i, gradient) for (i, _), gradient in zip(through, gradients, strict=True) if gradient is not None]
         return shortcut + found
-
-    def _tell_probes(self, links: list[Tensor | None]) -> None:
-        """Tells synapses that are being probed what is sent back to them."""
-        targets = [
-            (i, node, identity)
-            for i, synaptic in enumerate(self.inputs)
-            if synaptic.call.site.probes > 0
-            for node, identity in synaptic.nodes
-        ]
-        if not targets:
-            return
-        nodes = {(i, id(node)): node for i, node, _ in targets}
-        for edge, gradient in self.response.sent(links):
-            for (i, key), node in nodes.items():
-                identity = next(same for j, other, same in targets if j == i and id(other) == key)
-                for _, found in self._through([(edge, gradient)], [(i, node, identity)]):
-                    mark = mark_of(node)
-                    assert mark is not None
-                    mark.call.expect(found)
 
     # What autograd keeps for us.
 

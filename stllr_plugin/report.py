@@ -17,6 +17,7 @@ class Edge:
         rule: The edge's rule as plain data.
         spiking: Whether the neuron spikes. A readout that does not uses lambda_pre alone: its gradient is that of the
             loss on its membrane times the presynaptic trace.
+        reached: Whether a gradient came to it before the last update; None before the first update.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Edge:
     neuron: str
     rule: dict[str, Any]
     spiking: bool = True
+    reached: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -54,17 +56,18 @@ class Report:
         """The table."""
         lines = ["S-TLLR: " + ", ".join(f"{name}={value}" for name, value in self.settings.items())]
         if self.edges:
-            rows: list[tuple[str, ...]] = [("edge", "alpha_pre", "lambda_pre", "alpha_post", "lambda_post", "psi")]
+            rows: list[tuple[str, ...]] = [_COLUMNS]
             for edge in self.edges:
                 r = edge.rule
                 numbers = [f"{r[name]:g}" for name in ("alpha_pre", "lambda_pre", "alpha_post", "lambda_post")]
                 psi = _short(r["psi"])
                 if not edge.spiking:
                     numbers, psi = ["-", numbers[1], "-", "-"], "- (loss on the membrane)"
-                rows.append((edge.name, *numbers, psi))
+                rows.append((edge.name, *numbers, psi, _SIGNAL[edge.reached]))
             widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
             lines += [
-                "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
+                ("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip()
+                for row in rows
             ]
         else:
             lines.append("  edges: none seen yet (they show in the first training step)")
@@ -78,6 +81,10 @@ class Report:
             if names:
                 lines.append(f"  {title}: {', '.join(names)}")
         return "\n".join(lines)
+
+
+_COLUMNS = ("edge", "alpha_pre", "lambda_pre", "alpha_post", "lambda_post", "psi", "signal")
+_SIGNAL = {None: "-", True: "yes", False: "NONE"}
 
 
 def _short(psi: Any) -> str:

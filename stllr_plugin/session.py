@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 from torch import nn
 
+from stllr_plugin.arrivals import Doubts
 from stllr_plugin.clock import Clock
+from stllr_plugin.hooks import Attached
+from stllr_plugin.kept_graphs import KeptGraphs
 from stllr_plugin.supervision import OpenWindow, Sequence, Span, Supervision
+from stllr_plugin.unknown_spikes import ValueWatch
 
 
 class Session:
@@ -22,6 +29,13 @@ class Session:
         product_dtype: In which the weights' gradients are multiplied; None for at least float32.
         captures: How many gradients of the rule were delivered since the last update.
         time: The model's clock.
+        uncalled: Synapses that have not been called since the sequence began.
+        owner: What is attached, while it is.
+        kept: Graphs of earlier steps that are kept alive.
+        watch: What may be spikes of neurons that the learner does not know.
+        doubts: Whether gradients reached synapses past their neurons, where that is still on the device.
+        weights: By id of a parameter behind a synapse's weight: the synapse.
+        look_at_model: Called once per sequence, before anything of the model runs.
     """
 
     def __init__(
@@ -37,7 +51,24 @@ class Session:
         self.trial = False
         self.captures = 0
         self.time = Clock(supervision)
+        self.uncalled: set[object] = set()
+        self.owner: Attached | None = None
+        self.kept = KeptGraphs()
+        self.watch = ValueWatch()
+        self.doubts = Doubts()
+        self.weights: Mapping[int, Any] = {}
+        self.look_at_model: Callable[[], None] | None = None
+        self._looked_at = -1
         self._orders = 0
+
+    def enter(self) -> None:
+        """A part of the model runs: looks at the model where that is the first time in this sequence."""
+        number = self.supervision.sequence.number
+        if number != self._looked_at:
+            self.doubts.settle()
+            if self.look_at_model is not None:
+                self.look_at_model()
+            self._looked_at = number
 
     @property
     def is_recording(self) -> bool:
@@ -47,6 +78,11 @@ class Session:
         fall back to other gradients in silence.
         """
         return self.enabled and self.model.training and torch.is_grad_enabled()
+
+    @property
+    def is_muted(self) -> bool:
+        """Whether the rule would act on calls, if they were not under ``no_grad()``."""
+        return self.enabled and self.model.training and self.window is None and not self.trial
 
     @property
     def sequence(self) -> Sequence:

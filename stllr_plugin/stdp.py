@@ -92,7 +92,7 @@ class Reinforcement(LearningSignal):
         plasticity: How eligibilities become weight changes.
     """
 
-    needs_reward = True
+    reaches_layers = False
 
     def __init__(self, setup: SignalSetup) -> None:
         """See the base class."""

@@ -7,11 +7,14 @@ later, after a reset or another sequence, still knows what held when the step ra
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from stllr_plugin.errors import StateError
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @dataclass(eq=False)
@@ -163,6 +166,17 @@ class OpenWindow:
         return self.stop - self.start
 
 
+def _checked_lengths(given: Any) -> Tensor:
+    try:
+        lengths = torch.as_tensor(given)
+        kind = lengths.dtype
+        if lengths.dim() == 1 and lengths.numel() and kind in _INTEGERS and not bool((lengths < 1).any()):
+            return lengths
+    except (TypeError, ValueError, RuntimeError):
+        pass  # of another kind altogether
+    raise StateError(f"lengths must be a 1-D integer tensor of values >= 1, one per sample; found {given!r}.")
+
+
 class Supervision:
     """What the learner was told about supervised steps, and the sequence that runs.
 
@@ -192,11 +206,7 @@ class Supervision:
             StateError: If a length is not valid; the running sequence then goes on.
         """
         if lengths is not None:
-            lengths = torch.as_tensor(lengths)
-            if lengths.dim() != 1 or lengths.is_floating_point() or bool((lengths < 1).any()):
-                raise StateError(
-                    f"lengths must be a 1-D integer tensor of values >= 1, one per sample; found {lengths!r}."
-                )
+            lengths = _checked_lengths(lengths)
             longest = int(lengths.max())
             if num_steps is not None and num_steps < longest:
                 raise StateError(f"num_steps={num_steps}, but the longest of the given lengths is {longest}.")
@@ -220,6 +230,8 @@ class Supervision:
 
     def extend(self, num_steps: int | None) -> None:
         """Announces further steps of the running sequence; None if their number is not known."""
+        if num_steps is not None and (isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 0):
+            raise StateError(f"num_steps={num_steps!r}: expected a number of time steps, or None.")
         if self.random is not None:
             raise StateError(
                 f"supervise_random={self.random} draws its steps for a whole sequence beforehand, so a stream cannot "

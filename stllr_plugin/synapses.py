@@ -20,6 +20,9 @@ from stllr_plugin.sparse import sparse_gradient
 Term = tuple[Tensor, Tensor]  # an input [B, ...] and an output gradient [B, ...]
 
 _REGISTRY: dict[type[nn.Module], Synapse] = {}
+# Of each registered type, the functions that its forward consists of.
+_FUNCTIONS: dict[type[nn.Module], dict[str, Any]] = {}
+_PARTS = ("forward", "_conv_forward", "_output_padding")
 
 
 class Synapse:
@@ -93,6 +96,7 @@ def register_synapse(*types: type[nn.Module]) -> Callable[[type[Synapse]], type[
     def register(cls: type[Synapse]) -> type[Synapse]:
         for kind in types:
             _REGISTRY[kind] = cls()
+            _FUNCTIONS[kind] = {name: getattr(kind, name) for name in _PARTS if hasattr(kind, name)}
         return cls
 
     return register
@@ -104,6 +108,24 @@ def find_synapse(module: nn.Module) -> Synapse | None:
         if kind in _REGISTRY:
             return _REGISTRY[kind]
     return None
+
+
+class KnownForward:
+    """Tells whether a layer runs as its registered type does, or with a ``forward`` of its own.
+
+    Args:
+        module: The layer.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        """See the class."""
+        kind = next(kind for kind in type(module).__mro__ if kind in _REGISTRY)
+        self._functions = tuple(_FUNCTIONS[kind].items())
+
+    def of(self, module: nn.Module) -> bool:
+        """Whether it does now; cheap, since somebody may change that at any time."""
+        kind, own = type(module), module.__dict__
+        return all(getattr(kind, name) is function and name not in own for name, function in self._functions)
 
 
 @register_synapse(nn.Linear)
@@ -123,7 +145,8 @@ def linear_weight_gradients(terms: Sequence[Term]) -> Tensor:
     """Gradient of ``weight`` in ``linear(x, weight)``: [out, in], summed over pairs of x [..., in] and g [..., out]."""
     total: Tensor | None = None
     for x, g in terms:
-        factors, inputs = g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1])
+        factors = g if g.dim() == 2 else g.reshape(-1, g.shape[-1])
+        inputs = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
         product = sparse_gradient(inputs, factors)
         if product is not None:
             total = product if total is None else total.add_(product)
@@ -174,7 +197,7 @@ class ConvSynapse(_ConvolutionSynapse):
             mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
             x = functional.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
             padding = (0,) * (weight.dim() - 2)
-        return _convolution_weight_gradient(
+        return convolution_weight_gradient(
             x, g, weight, conv.stride, padding, conv.dilation, False, (0,) * len(padding), conv.groups
         )
 
@@ -199,12 +222,12 @@ class ConvTransposeSynapse(_ConvolutionSynapse):
             )
             for i in range(weight.dim() - 2)
         ]
-        return _convolution_weight_gradient(
+        return convolution_weight_gradient(
             x, g, weight, conv.stride, conv.padding, conv.dilation, True, output_padding, conv.groups
         )
 
 
-def _convolution_weight_gradient(
+def convolution_weight_gradient(
     x: Tensor,
     g: Tensor,
     weight: Tensor,
@@ -215,6 +238,7 @@ def _convolution_weight_gradient(
     output_padding: Any,
     groups: int,
 ) -> Tensor:
+    """Gradient of a convolution's weight; the arguments as torch's own."""
     gradient: Tensor = torch.ops.aten.convolution_backward(
         g, x, weight, None, stride, padding, dilation, transposed, output_padding, groups, (False, True, False)
     )[1]

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from stllr_plugin.activations import Psi
 from stllr_plugin.calls import SynapseSite
+from stllr_plugin.collect import Collected, Collection
 from stllr_plugin.errors import StateError
 from stllr_plugin.folding import last_trace
+from stllr_plugin.kept_graphs import GraphCount
 from stllr_plugin.waiting import WaitingSteps
 
 
@@ -35,7 +37,11 @@ class EdgeTraces:
         lent: Whether somebody else may hold ``pre``, which must then not be changed in place.
         waiting: Gradients of the last steps that have not been multiplied yet (``fold_steps``).
         interrupted: Whether the trace has been changed since, other than by a step.
-        direct: Whether u was the plain sum of the synapse's output and others at its last call.
+        collection: Gradients of steps that a backward pass comes by.
+        collected: The weight as the steps of this sequence get it.
+        reached: Whether a gradient came to it before the last update; None before the first.
+        reached_now: Whether one has come since.
+        direct: Whether the neuron's input was the plain sum of the synapse's output and others at its last call.
     """
 
     name: str
@@ -45,6 +51,17 @@ class EdgeTraces:
     waiting: WaitingSteps | None = None
     interrupted: bool = False
     direct: bool = False
+    reached: bool | None = None
+    reached_now: bool = False
+    collection: Collection | None = None
+    collected: Tensor | None = None
+
+    def collect(self, weight: Tensor, decay: float) -> Tensor:
+        """The weight as the steps of this sequence get it: their gradients come together in ``collection``."""
+        if self.collected is None or self.collection is None or self.collection.decay != decay:
+            self.collection = Collection(self.site, decay)
+            self.collected = Collected.apply(self.collection, weight)
+        return self.collected
 
     def advance(self, x: Tensor, decay: float, lend: bool) -> tuple[Tensor | None, Tensor]:
         """``tr_x[t] = decay * tr_x[t-1] + x[t]`` for K steps.
@@ -73,14 +90,13 @@ class EdgeTraces:
             self.pre, self.lent = last_trace(before, x, decay), False
         return before, self.pre
 
-    def decay(self, decay: float, lend: bool) -> Tensor | None:
-        """A step at which the synapse is not called, which is as if its input were zero; returns tr_x[t]."""
+    def decay(self, decay: float, lend: bool) -> None:
+        """A step at which the synapse is not called, which is as if its input were zero."""
         if self.pre is not None:
             if self.lent or lend:
                 self.pre, self.lent = self.pre * decay, lend
             else:
                 self.pre.mul_(decay)
-        return self.pre
 
     def gradient_of_waiting(self) -> Tensor | None:
         """The weight's gradient of the steps that wait, which then wait no more; None if there are none."""
@@ -139,6 +155,7 @@ class NeuronTraces:
 
     Attributes:
         number: Which of the layers is meant that the same synapses feed.
+        shared: Whether the neuron module serves other layers as well.
         sequence: Number of the sequence in which the layer ran last; -1 before its first step.
         steps: Time steps that it has run since the sequence began: a count of its own, which says nothing of the time.
         last_step: The last of them; -1 before the first.
@@ -150,9 +167,11 @@ class NeuronTraces:
             Holding it keeps its memory from being given to another tensor, which would then look like the same state.
         ended: The same of the sequence before, where another one began without a reset.
         ended_by_step: Whether ``step()`` has just ended the sequence.
+        graphs: Its steps that a backward pass has used.
     """
 
     number: int = 0
+    shared: bool = False
     sequence: int = -1
     steps: int = 0
     last_step: int = -1
@@ -163,12 +182,14 @@ class NeuronTraces:
     last_membrane: tuple[Tensor, int] | None = None
     ended: tuple[Tensor, int] | None = None
     ended_by_step: bool = False
+    graphs: GraphCount = field(default_factory=GraphCount)
 
     def restart(self) -> None:
         """Forgets the sequence; edges keep their names."""
         self.steps, self.sequence, self.last_step = 0, -1, -1
+        self.graphs = GraphCount()  # the last loss of the sequence before may well be in the caller's variables
         for edge in self.edges.values():
-            edge.pre, edge.interrupted = None, True
+            edge.pre, edge.interrupted, edge.collected = None, True, None
         for post in self.posts.values():
             post.trace = None
 

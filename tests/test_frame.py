@@ -124,24 +124,22 @@ def test_the_code_in_the_documents_runs(document, tmp_path, monkeypatch):
     """A document's blocks run one after the other, as a reader would paste them into one session."""
     import torch
 
-    from stllr_plugin.signals import SIGNALS
-
     for module in ("snntorch", "norse"):
         pytest.importorskip(module, reason=f"the documents' examples need the extra {module!r}")
+    from stllr_plugin.signals import SIGNALS
+
     monkeypatch.chdir(tmp_path)
+    known = dict(SIGNALS)
     blocks = python_blocks(document)
     assert blocks
     session = {"__name__": "__main__"}
-    before = dict(SIGNALS)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            for line, block in blocks:
-                # The padding makes a traceback show the line of the document.
-                exec(compile("\n" * line + block, str(ROOT / document), "exec"), session)
-    finally:
-        SIGNALS.clear()  # without the example's own
-        SIGNALS.update(before)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for line, block in blocks:
+            # The padding makes a traceback show the line of the document.
+            exec(compile("\n" * line + block, str(ROOT / document), "exec"), session)
+    for name in SIGNALS.keys() - known.keys():  # what a document has entered
+        del SIGNALS[name]
 
 
 def test_links_between_the_documents_lead_somewhere():

@@ -80,6 +80,7 @@ class MembraneTap:
 
     Attributes:
         calls: Arguments of each decision since :meth:`clear`.
+        fired: What each of them gave.
         currents: Outputs of the module's own weights (:attr:`NeuronAdapter.weight_names`) in the order of use.
         streaming: Whether ``learner.stream`` runs the module.
     """
@@ -89,12 +90,14 @@ class MembraneTap:
         self.open = False
         self.streaming = False
         self.calls: list[tuple[Any, ...]] = []
+        self.fired: list[Any] = []
         self.currents: list[Tensor] = []
 
     def clear(self) -> None:
         """Forgets what was seen, and with it the graph of that step."""
         self.open = False
         self.calls.clear()
+        self.fired.clear()
         self.currents.clear()
 
     def install(self) -> None:
@@ -135,10 +138,12 @@ class AttributeTap(MembraneTap):
         return found.__get__(module, type(module)) if hasattr(found, "__get__") else found  # type: ignore[no-any-return]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the plain attribute; notes the arguments while open."""
+        """Calls the plain attribute; notes the arguments and what it gives while open."""
+        result = self._plain(*args, **kwargs)
         if self.open:
             self.calls.append((*args, *kwargs.values()))
-        return self._plain(*args, **kwargs)
+            self.fired.append(result)
+        return result
 
     def install(self) -> None:
         """Takes the attribute's place."""
@@ -163,6 +168,11 @@ class AttributeTap(MembraneTap):
         if self.own is not None:
             return (_same, (self.own,))
         return (getattr, (self.module, self.name))  # as Python pickles bound methods
+
+
+def without_tap(value: Any) -> Any:
+    """The plain attribute where a tap of a learner that is still attached stands in its place."""
+    return value._plain if isinstance(value, AttributeTap) else value
 
 
 def _same(value: Any) -> Any:

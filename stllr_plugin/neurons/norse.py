@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import norse.torch as norse
@@ -31,7 +32,9 @@ from stllr_plugin.neurons.base import (
     register_adapter,
     register_keeper,
     register_refusal,
+    without_tap,
 )
+from stllr_plugin.neurons.compared import worth
 from stllr_plugin.synapses import Synapse, register_synapse
 
 
@@ -206,8 +209,17 @@ class NorseSpikingAdapter(_NorseAdapter):
     def problems(self, module: nn.Module) -> list[str]:
         """See the base class."""
         found = super().problems(module)
+        activation: Any = without_tap(module.activation)
+        while isinstance(activation, partial):
+            activation = activation.func
+        if not str(getattr(activation, "__module__", "")).startswith("norse."):
+            found.append(
+                f"its activation is not Norse's own ({getattr(activation, '__name__', type(activation).__name__)}), so "
+                "what it compares with the threshold is not known; leave the activation as it is, or make the neuron "
+                "known with an adapter (stllr_plugin.neurons.own.FiringAdapter)"
+            )
         method = self.inner(module, module.p).method
-        if method == "adjoint" or "adjoint" in getattr(module.activation, "__name__", ""):
+        if method == "adjoint" or "adjoint" in getattr(activation, "__name__", ""):
             found.append(
                 'method="adjoint" replaces the whole step by its own backward; use another method, e.g. "super"'
             )
@@ -235,7 +247,8 @@ class NorseSpikingAdapter(_NorseAdapter):
         if membrane.dim() < spikes.dim():  # a sequence module: its one step keeps the time dimension
             membrane, v = membrane.unsqueeze(0), v.unsqueeze(0)
             gate = None if gate is None else gate.unsqueeze(0)
-        return NeuronStep(membrane, v, spikes, gate)
+            return NeuronStep(membrane, v, spikes, gate)
+        return NeuronStep(membrane, v, spikes, gate, gain=worth(module, spikes, tap.fired[0][0]))
 
     def decide(self, module: nn.Module, current: Tensor, state: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         """u, u - threshold and the gate of one step."""

@@ -20,24 +20,6 @@ from stllr_plugin.neurons.base import (
 )
 
 
-class _FiringTap(AttributeTap):
-    """Keeps what the method returned as well."""
-
-    def __init__(self, module: nn.Module, name: str) -> None:
-        super().__init__(module, name)
-        self.fired: list[Any] = []
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        result = super().__call__(*args, **kwargs)
-        if self.open:
-            self.fired.append(result)
-        return result
-
-    def clear(self) -> None:
-        super().clear()
-        self.fired.clear()
-
-
 class FiringAdapter(NeuronAdapter):
     """Serves modules with a method of ``v = membrane - threshold`` that returns the spikes and is called once per step.
 
@@ -74,7 +56,7 @@ class FiringAdapter(NeuronAdapter):
 
     def make_tap(self, module: nn.Module) -> MembraneTap:
         """See the base class."""
-        return _FiringTap(module, self.fire)
+        return AttributeTap(module, self.fire)
 
     def read_step(self, module: nn.Module, tap: MembraneTap, output: Any) -> NeuronStep:
         """See the base class.
@@ -97,7 +79,7 @@ class FiringAdapter(NeuronAdapter):
                 "serves methods of one, v = membrane - threshold. Write an adapter whose read_step computes v "
                 "(CONTRIBUTING.md)."
             )
-        if isinstance(tap, _FiringTap) and not any(spikes is fired for fired in tap.fired):
+        if not any(spikes is fired for fired in tap.fired):
             raise StateError(
                 f"{type(module).__name__} does not return what {self.fire} gave as the first of its outputs. Return "
                 "the spikes first, unchanged, or write an adapter whose read_step picks them (CONTRIBUTING.md)."

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import snntorch
 import torch
+from snntorch._neurons.neurons import SpikingNeuron
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -27,7 +28,9 @@ from stllr_plugin.neurons.base import (
     register_adapter,
     register_refusal,
     reset_rows,
+    without_tap,
 )
+from stllr_plugin.neurons.compared import FireTap, OwnFireTap, fire_tap, step_of_own_fire, worth
 from stllr_plugin.synapses import Synapse, register_synapse
 
 _STATES: dict[type, tuple[str, ...]] = {
@@ -69,7 +72,8 @@ class SnnTorchAdapter(NeuronAdapter):
 
     def make_tap(self, module: nn.Module) -> MembraneTap:
         """See the base class."""
-        return AttributeTap(module, "fire_inhibition" if module.inhibition else "fire")
+        name = "fire_inhibition" if module.inhibition else "fire"
+        return fire_tap(module, name, getattr(SpikingNeuron, name))
 
     def state_buffers(self, module: nn.Module) -> tuple[str, ...]:
         """See the base class."""
@@ -108,13 +112,20 @@ class SnnTorchAdapter(NeuronAdapter):
         spikes = output[0] if isinstance(output, tuple) else output
         if not tap.calls:
             return NeuronStep(None, None, spikes)
+        assert isinstance(tap, FireTap) and tap.distance is not None
+        if isinstance(tap, OwnFireTap):
+            return step_of_own_fire(module, tap, spikes)
         *_, membrane = tap.calls[-1]
         neuron: Any = module
-        v = membrane - neuron.threshold
+        v = tap.distance
+        # The code of a subclass, or a hook, may have changed them since.
+        changed = worth(module, spikes, tap.fired[-1])
         if neuron.inhibition:  # only the largest v of each sample may spike; the graded factor is not applied
             winner = v.detach().argmax(1, keepdim=True)
-            return NeuronStep(membrane, v, spikes, gate=torch.zeros_like(v).scatter_(1, winner, 1.0))
-        return NeuronStep(membrane, v, spikes, gain=spike_gain(neuron.graded_spikes_factor))
+            return NeuronStep(membrane, v, spikes, gate=torch.zeros_like(v).scatter_(1, winner, 1.0), gain=changed)
+        gain = spike_gain(neuron.graded_spikes_factor)
+        gain = changed if gain is None else gain if changed is None else gain * changed
+        return NeuronStep(membrane, v, spikes, gain=gain)
 
     def replace(self, module: nn.Module, output: Any, change: Callable[[Tensor], Tensor]) -> Any:
         """See the base class."""
@@ -249,6 +260,12 @@ class StateLeakyAdapter(NeuronAdapter):
 
     def problems(self, module: nn.Module) -> list[str]:
         """See the base class."""
+        fire = without_tap(module.__dict__.get("fire", getattr(type(module), "fire", None)))
+        if getattr(fire, "__func__", fire) is not SpikingNeuron.fire:
+            return [
+                "its `fire` is not snnTorch's own, so what it compares with the threshold is not known; leave it as it "
+                "is, or make the neuron known with an adapter (stllr_plugin.neurons.base.NeuronAdapter)"
+            ]
         if module.kernel_truncation_steps is not None:
             return [
                 "kernel_truncation_steps forgets inputs of long ago, which a running membrane cannot; use "

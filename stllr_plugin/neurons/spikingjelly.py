@@ -251,7 +251,7 @@ class SpikingJellyAdapter(NeuronAdapter):
         if node.step_mode != "s":
             found.append(
                 f"step_mode={node.step_mode!r} runs all time steps in one call, and an online rule needs one at a "
-                'time; call functional.set_step_mode(model, "s") and feed x[t] (or use learner.stream)'
+                'time; call functional.set_step_mode(model, "s") and the model on x[t], step by step'
             )
         if getattr(node, "store_v_seq", False):
             found.append("store_v_seq=True keeps the graph of every step; set it to False and read `v` at each step")

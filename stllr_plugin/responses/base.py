@@ -46,7 +46,6 @@ class Response:
         v: Membrane minus threshold, [K, B, ...]; None for readouts, and where it is not needed any more.
         shape: Shape of u, [K, B, ...]; None where it is not known.
         links: Tensors in the graph in front of the neuron, of which :meth:`carry` gives the gradients.
-        sources: Edges of the links in the graph, None for one whose gradient no synapse sees.
         root: Edge of the tensor (u, or the neuron's input) on which synapses are found to act; None if that needs no
             gradient.
         direct: Whether u follows from the input current and those of inner synapses through their sum and one factor.
@@ -59,6 +58,7 @@ class Response:
             gradients from :meth:`carry`.
         count: Number of leaves, known also once they are let go of.
         input_shape: Shape of the neuron's input, [K * B, ...], where that is the link.
+        input_dtype: Its dtype.
     """
 
     output: Any
@@ -67,7 +67,6 @@ class Response:
     v: Tensor | None
     shape: torch.Size | None = None
     links: list[Tensor] = field(default_factory=list)
-    sources: list[GradientEdge | None] = field(default_factory=list)
     root: GradientEdge | None = None
     direct: bool = False
     slope: Tensor | None = None
@@ -78,6 +77,7 @@ class Response:
     parameters: list[Tensor] = field(default_factory=list)
     count: int = 0
     input_shape: torch.Size | None = None
+    input_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         """Counts the leaves."""
@@ -88,7 +88,7 @@ class Response:
         self.links = [current]
         self.input_shape = current.shape
         self.root = get_gradient_edge(current) if current.requires_grad else None
-        self.sources = [self.root]
+        self.input_dtype = current.dtype
         return self
 
     def split(self, deltas: Sequence[Tensor | None]) -> tuple[Tensor | None, list[Tensor | None]]:
@@ -119,11 +119,6 @@ class Response:
             leaves: Gradients of the other leaves; None at the place of the spikes.
         """
         raise NotImplementedError
-
-    def sent(self, links: Sequence[Tensor | None]) -> Roots:
-        """Where in the graph the gradients of the links go."""
-        pairs = zip(self.sources, links, strict=True)
-        return [(edge, gradient) for edge, gradient in pairs if edge is not None and gradient is not None]
 
     def forget_distance(self, psi_carries: bool) -> None:
         """Lets go of v, if the backward pass can do without, now that psi(v) is known.

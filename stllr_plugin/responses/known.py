@@ -1,7 +1,7 @@
 """Neurons whose steps are known here operation by operation: the module leaves no graph, and derivatives are formulas.
 
-At a step that is attached the module's own code runs, on an input off the graph; in a window its steps are done here,
-without a call of the module.
+At a step that is attached the module's own code runs, on an input off the graph, unless the step is done here as well;
+in a window all steps are done here, without a call of the module.
 """
 
 from __future__ import annotations
@@ -85,6 +85,8 @@ class KnownResponse(Response):
         self, signal: Tensor | None, psi: Tensor | None, leaves: Sequence[Tensor | None]
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """See the base class; the only other parameter there can be is the bias of a recurrence."""
+        if self.root is None and not self.parameters:
+            return [None], []
         carrier = None if signal is None else signal * (self.derivative() if psi is None else psi)
         total = self._of_current(carrier, leaves)
         if total is None:
@@ -119,6 +121,19 @@ class Knowledge(ABC):
             output: What the module returned.
             states: The states, returned or kept.
         """
+
+    def step(self, neuron: Neuron, current: Tensor, args: tuple[Any, ...]) -> tuple[Any, NeuronStep] | None:
+        """Does one step in place of the module's code, with the same numbers; None to leave it to the module.
+
+        Args:
+            neuron: The neuron.
+            current: Its input, off the graph.
+            args: Further arguments: states.
+
+        Returns:
+            What the module would return, and what it did. The states that it keeps are in place.
+        """
+        return None
 
     @abstractmethod
     def scan(

@@ -27,6 +27,9 @@ from stllr_plugin.responses.known import (
 )
 from stllr_plugin.synapses import ConvSynapse, LinearSynapse
 
+# Methods that a user may have replaced on one neuron, which then does something else than is known here.
+_OWN_METHODS = frozenset({"mem_reset", "_base_state_function", "_base_sub", "_base_zero", "_base_int"})
+
 
 class LeakyKnowledge(Knowledge):
     """Leaky and RLeaky as the library makes them, with numbers that are not trained."""
@@ -34,7 +37,7 @@ class LeakyKnowledge(Knowledge):
     def serves(self, neuron: Neuron, current: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """See the base class."""
         module: Any = neuron.module
-        if kwargs or not current.is_floating_point() or not _is_plain(neuron):
+        if kwargs or not current.is_floating_point() or not neuron.known_as(_is_plain):
             return False
         if args and len(args) != len(neuron.adapter.state_buffers(module)):
             return False
@@ -53,6 +56,34 @@ class LeakyKnowledge(Knowledge):
             inner, bias = recurrence.calls(recurrence.passed()), recurrence.trained_bias()
         leaves, spikes = spikes_first(step, states)
         return _response(neuron, output, leaves, step.threshold_distance.unsqueeze(0), inner, bias)
+
+    def step(self, neuron: Neuron, current: Tensor, args: tuple[Any, ...]) -> tuple[Any, NeuronStep] | None:
+        """See the base class; the operations are those of the module, without its surrogate and its reset's graph."""
+        module: Any = neuron.module
+        if hasattr(module, "recurrent"):
+            return None
+        given = args[0] if args else None
+        if given is not None and module.init_hidden:
+            return None  # the module refuses it
+        mem = module._buffers["mem"] if given is None else given
+        if mem.shape != current.shape:
+            mem = torch.zeros_like(current)
+        threshold, how = module.threshold, module.reset_mechanism_val
+        fired = spike_dtype(module.spike_grad, current.dtype)
+        with torch.no_grad():
+            reset = _fires(mem - threshold, fired)
+            u = module.beta.clamp(0, 1) * (mem if how != 1 else (1 - reset) * mem) + current
+            if how == 0:
+                u = u - reset * threshold
+            v = u - threshold
+            spikes = _fires(v, fired)
+            kept = u
+            if not module.reset_delay and how != 2:
+                kept = u - (spikes - reset) * threshold
+        module._buffers["mem"] = kept
+        module.reset = reset
+        output = (spikes, kept) if module.output or not module.init_hidden else spikes
+        return output, NeuronStep(u, v, spikes)
 
     def scan(
         self, neuron: Neuron, num_steps: int, current: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -149,6 +180,11 @@ def _run(
     return distances, spikes, returned, mem if returned is None else mem.clone()
 
 
+def _fires(v: Tensor, dtype: torch.dtype) -> Tensor:
+    """Where v > 0, as numbers, in one pass."""
+    return torch.gt(v, 0, out=torch.empty_like(v, dtype=dtype))
+
+
 def _undone(module: Any) -> OfLeaf | None:
     """A gradient of a membrane that is reset within the step as one of u; None where it is the same."""
     if module.reset_delay or module.reset_mechanism_val == 2:
@@ -166,13 +202,16 @@ def _is_plain(neuron: Neuron) -> bool:
     from stllr_plugin.neurons.snntorch import spike_gain
 
     module: Any = neuron.module
+    kind: Any = type(module)
     return (
-        type(module) in (Leaky, RLeaky)
+        kind in (Leaky, RLeaky)
         and getattr(neuron.tap, "own", None) is None  # a `fire` of the user's on this instance
+        and _OWN_METHODS.isdisjoint(module.__dict__)
+        and getattr(module.state_function, "__func__", None) in (kind._base_sub, kind._base_zero, kind._base_int)
         and not module.inhibition
         and not module.state_quant
         # With a reset to zero du/d(input) is not 1 in an RLeaky, nor is d(mem)/du where it comes within the step.
-        and not (module.reset_mechanism_val == 1 and (type(module) is RLeaky or not module.reset_delay))
+        and not (module.reset_mechanism_val == 1 and (kind is RLeaky or not module.reset_delay))
         and not any(isinstance(value, nn.Parameter) for value in (module.beta, module.threshold))
         and not module.graded_spikes_factor.requires_grad
         and spike_gain(module.graded_spikes_factor) is None
@@ -198,6 +237,7 @@ class _Recurrence:
             ours is not None
             and isinstance(ours.synapse, (LinearSynapse, ConvSynapse))
             and type(module) in (nn.Linear, nn.Conv2d)
+            and not ours.has_own_forward
             and not parametrize.is_parametrized(module)
             and len(module._forward_hooks) == 1
             and len(module._forward_pre_hooks) == 1

@@ -67,19 +67,15 @@ def live_response(step: NeuronStep, output: Any, states: list[Tensor], psi_carri
     root = get_edge(membrane)
     distance, gain = step.threshold_distance, step.gain
     links: list[Tensor] = []
-    sources: list[GradientEdge | None] = []
     fired = None
     if spikes is not None and psi_carries:
         assert distance is not None
         links.append(distance)
-        sources.append(root)  # in place of v, since both have the same gradient
         if gain is not None and gain.requires_grad:
             fired = distance.detach() > 0
             links.append(gain)
-            sources.append(None)
     elif spikes is not None:
         links.append(spikes)
-        sources.append(get_edge(spikes))
     edges = [root if state is membrane else get_edge(state) for state in states]
     return LiveResponse(
         output=output,
@@ -96,5 +92,4 @@ def live_response(step: NeuronStep, output: Any, states: list[Tensor], psi_carri
         dtype=None if distance is None else distance.dtype,
         fired=fired,
         gain_shape=None if gain is None else gain.shape,
-        sources=[*sources, *edges],
     )

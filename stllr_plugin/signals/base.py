@@ -28,6 +28,7 @@ class SignalSetup:
         hidden: Names of the hidden spiking neurons.
         seed: Seed of the feedback matrices.
         with_time: Names of the neurons that take and return [time, batch, ...], one time step per call.
+        output_named: Whether the user has named the output; else it is a guess.
     """
 
     session: Session
@@ -37,6 +38,7 @@ class SignalSetup:
     hidden: list[str]
     seed: int
     with_time: frozenset[str] = frozenset()
+    output_named: bool = True
 
 
 class SignalCost(NamedTuple):
@@ -57,17 +59,17 @@ class LearningSignal:
         name: Its name, as in ``STLLRLearner(learning_signal=...)``.
         needs_target: Whether ``set_target`` must be called before each sequence.
         needs_optimizer: Whether it has parameters of its own, which an optimizer like the user's trains.
+        reaches_layers: Whether each layer is meant to get a gradient from a loss.
         at_each_step: Whether it is made at each time step, so that steps can neither run nor be multiplied together.
         direct: Whether it comes to each hidden layer from the error or the target, by matrices, so that there must be
             such layers; else the layers above pass it down.
-        needs_reward: Whether it is made from a reward (``reinforce``), and not from a loss or a target.
     """
 
     needs_target: ClassVar[bool] = False
     needs_optimizer: ClassVar[bool] = False
+    reaches_layers: ClassVar[bool] = True
     at_each_step: ClassVar[bool] = True
     direct: ClassVar[bool] = False
-    needs_reward: ClassVar[bool] = False
 
     def __init__(self, setup: SignalSetup) -> None:
         """See the class."""

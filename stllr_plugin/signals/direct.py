@@ -8,6 +8,7 @@ Provides Learning in Deep Neural Networks", NeurIPS 2016; S-TLLR paper, Sec. 4.2
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,11 +18,12 @@ from torch.autograd.function import once_differentiable
 
 from stllr_plugin.errors import NoGradientCapturedError, RuleError, StateError
 from stllr_plugin.hooks import Hook, eager
-from stllr_plugin.neurons.base import rebuilt
+from stllr_plugin.neurons.base import map_tensors, rebuilt
 from stllr_plugin.precision import num_bytes, without_autocast
 from stllr_plugin.registry import register_signal
 from stllr_plugin.signals.base import LearningSignal, SignalCost, SignalSetup
 from stllr_plugin.signals.feedback import Feedback
+from stllr_plugin.signals.guessed import made_by_others
 
 # From the error [B, outputs] at the output of a step to delta [B, *neuron shape] of each hidden neuron.
 Projection = Callable[[Tensor], list[Tensor]]
@@ -45,6 +47,8 @@ class DirectSignal(LearningSignal):
         assert setup.output is not None
         self.output_name = setup.output_name
         self.output = setup.output
+        self.output_named = setup.output_named
+        self._elsewhere: dict[str, None] = {}  # what else has made something that the loss sees
         self._feedback = self.make_feedback(setup.hidden, setup.seed)
         self._with_time = setup.with_time
         self._waiting: list[tuple[str, Tensor, int]] = []
@@ -73,7 +77,10 @@ class DirectSignal(LearningSignal):
         """Keeps the grafted spikes until the output of this step is known; the layers above see them cut off."""
         if not self.reaches(name):
             return spikes
-        self._waiting.append((name, spikes, self.session.clock))
+        clock = self.session.clock
+        if self._waiting and self._waiting[0][2] != clock:
+            raise StateError(self._not_the_output("it did not run at each step", []))
+        self._waiting.append((name, spikes, clock))
         return spikes.detach()
 
     def reaches(self, name: str) -> bool:
@@ -81,13 +88,52 @@ class DirectSignal(LearningSignal):
         return name in self.feedback.names
 
     def attach(self) -> list[Any]:
-        """Hooks the output module, after the hooks of synapses and neurons."""
-        return [self.output.register_forward_hook(_OutputHook(self))]
+        """Hooks the output module, after the hooks of synapses and neurons; the model, where the output is a guess."""
+        handles: list[Any] = [self.output.register_forward_hook(_OutputHook(self))]
+        if not self.output_named:
+            handles.append(self.session.model.register_forward_hook(_ModelHook(self)))
+        return handles
 
     def restart(self, *, keep_target: bool = False) -> None:
         """See the base class."""
         self._waiting.clear()
         self._awaited = self._came = False
+        self._elsewhere.clear()
+
+    def check_output(self, result: Any) -> None:
+        """Looks at what the model returned: whether the guess was right.
+
+        Raises:
+            StateError: If it cannot have been.
+        """
+        returned: list[Tensor] = []
+
+        def collect(tensor: Tensor) -> Tensor:
+            returned.append(tensor)
+            return tensor
+
+        map_tensors(result, collect)
+        others = made_by_others(returned, self.output_name)
+        waiting = [name for name, _, _ in self._waiting]
+        if waiting:
+            names = ", ".join(map(repr, dict.fromkeys(waiting)))
+            what = f"it did not run after neuron{'s' if len(set(waiting)) > 1 else ''} {names} in this time step"
+            hints = [name for _, makers in others for name in makers]
+            raise StateError(self._not_the_output(what, hints or waiting[-1:]))
+        for tensor, makers in others:
+            tensor.register_hook(partial(self._note_error_elsewhere, makers))
+
+    def _note_error_elsewhere(self, makers: list[str], error: Tensor) -> None:
+        self._elsewhere.update(dict.fromkeys(makers))
+
+    def _not_the_output(self, what: str, others: list[str]) -> str:
+        known = ", as you have said," if self.output_named else ", since it is registered last,"
+        hint = f" (perhaps {' or '.join(map(repr, others))})" if others else ""
+        return (
+            f"learning_signal={self.name!r} takes module {self.output_name!r} for the output{known} but {what}. The "
+            "hidden layers would learn nothing, or from another error. Name the module that the loss sees with "
+            f"output={hint}."
+        )
 
     def deliver(self, result: Any) -> Any:
         """Routes the error that will arrive at the outputs of this step to the hidden layers."""
@@ -129,12 +175,16 @@ class DirectSignal(LearningSignal):
 
     def check_delivered(self) -> None:
         """See the base class."""
-        if self._awaited and not self._came:
+        if (self._awaited or self._waiting) and not self._came:
             raise NoGradientCapturedError(
                 f"step() was called, but no error came to module {self.output_name!r}, which is taken for the output, "
                 "so the hidden layers have learned nothing. Nothing was updated. Name the module that the loss sees "
                 "with output=."
             )
+        if self._elsewhere:
+            others = list(self._elsewhere)
+            what = f"the loss also sees what {' and '.join(map(repr, others))} made, whose error does not count then"
+            raise StateError(self._not_the_output(what, [self.output_name, *others]))
         self._awaited = self._came = False
 
     def memory(self) -> dict[str, int]:
@@ -148,6 +198,15 @@ class DirectSignal(LearningSignal):
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """See the base class."""
+        feedback = state.get("feedback")
+        seed = state.get("feedback_seed")
+        right = isinstance(feedback, Mapping) and all(isinstance(matrix, Tensor) for matrix in feedback.values())
+        if not right or isinstance(seed, bool) or not isinstance(seed, int):
+            raise RuleError(
+                "load_state_dict(): the state of learning_signal="
+                f"{self.name!r} has feedback matrices by neuron, and their seed; found 'feedback' as a "
+                f"{type(feedback).__name__} and feedback_seed={seed!r}."
+            )
         unknown = sorted(set(state["feedback"]) - set(self.feedback.names))
         if unknown:
             raise RuleError(
@@ -186,12 +245,26 @@ class _OutputHook(Hook):
         return None
 
 
+class _ModelHook(Hook):
+    refuses = False
+
+    def __init__(self, signal: DirectSignal) -> None:
+        super().__init__("")
+        self.signal = signal
+
+    @eager
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self.signal.session.is_recording:
+            self.signal.check_output(output)
+
+
 class _ErrorFork(Function):
     """Identity on the outputs; also hands each hidden layer its learning signal."""
 
     @staticmethod
     def forward(ctx: Any, projection: Projection, batch: int, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.projection, ctx.batch = projection, batch
+        ctx.stllr_output = True  # for whoever walks the graph
         ctx.shapes = [spikes.shape for spikes in tensors[count:]]
         ctx.set_materialize_grads(False)
         return tuple(tensor.detach() for tensor in tensors[:count])

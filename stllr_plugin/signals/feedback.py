@@ -53,6 +53,9 @@ class Feedback(MutableMapping[str, Tensor]):
         """Sets a matrix; its shape is checked when it is used."""
         if name not in self.names:
             raise RuleError(f"There is no hidden spiking neuron named {name!r}; feedback goes to {self.names}.")
+        if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
+            what = matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__
+            raise RuleError(f"feedback[{name!r}] is a tensor of floats, [outputs, *neuron shape]; found {what}.")
         matrix = matrix.detach()
         before = self._matrices.get(name)
         if self.trained and before is not None:

@@ -7,6 +7,9 @@ Deep Neural Networks", Frontiers in Neuroscience 2021.)
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -38,6 +41,7 @@ class TargetSignal(DirectSignal):
         Raises:
             RuleError: If a value has another form.
         """
+        target, loss_scale = _as_target(target), _number("loss_scale", loss_scale)
         labels = target.dim() == 1 and not target.is_floating_point() and target.dtype != torch.bool
         if not labels and not (target.dim() == 2 and target.is_floating_point()):
             raise RuleError(
@@ -51,6 +55,8 @@ class TargetSignal(DirectSignal):
                     f"shape {tuple(scale.shape)}."
                 )
             scale = scale.detach().unsqueeze(1)
+        elif not isinstance(scale, Tensor):
+            scale = _number("scale", scale)
         self._target, self.scale, self.loss_scale = target.detach(), scale, loss_scale
         self._used = False
 
@@ -90,10 +96,30 @@ class TargetSignal(DirectSignal):
             if lowest < 0 or highest >= outputs:
                 raise StateError(
                     f"set_target() was given class numbers from {lowest} to {highest}, but module "
-                    f"{self.output_name!r} has {outputs} outputs."
+                    f"{self.output_name!r}, which is taken for the output, has {outputs} outputs. If the loss sees "
+                    "another module, name it with output=."
                 )
             target = self._target = nn.functional.one_hot(target.long(), outputs).to(like.dtype)
         return target.to(like.device, like.dtype)
+
+
+def _as_target(target: Any) -> Tensor:
+    try:
+        return torch.as_tensor(target)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RuleError(
+            "set_target() takes class numbers, an integer tensor [B], or values, a float tensor [B, C]; found a "
+            f"{type(target).__name__}."
+        ) from error
+
+
+def _number(name: str, value: Any) -> Any:
+    number = value if isinstance(value, Tensor) else None
+    if number is None and not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value):
+        return value
+    if number is not None and number.numel() == 1:
+        return number.detach()
+    raise RuleError(f"set_target(): {name}={value!r}; expected a finite number.")
 
 
 @register_signal("drtp")

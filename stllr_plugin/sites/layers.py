@@ -48,6 +48,12 @@ class Layers:
         self._follow(traces, incoming, fresh)
         return traces
 
+    def running(self, incoming: Tensor | None) -> NeuronTraces | None:
+        """The traces of the layer that goes on from a membrane; None if that cannot be told before the call."""
+        if self.neuron.keeps_state:
+            return self.all[0] if self.all else None
+        return next((traces for traces in self.all if traces.returned(incoming)), None)
+
     def _kept(self, fed_by: set[SynapseSite]) -> NeuronTraces:
         if not self.all:
             self.all.append(NeuronTraces())
@@ -88,6 +94,8 @@ class Layers:
 
     def _another(self, number: int) -> NeuronTraces:
         self.all.append(NeuronTraces(number=number))
+        for traces in self.all:
+            traces.shared = len(self.all) > 1
         return self.all[-1]
 
     def _follow(self, traces: NeuronTraces, incoming: Tensor | None, fresh: bool) -> None:

@@ -15,7 +15,9 @@ from stllr_plugin.hooks import Hook, eager
 from stllr_plugin.masked import masked
 from stllr_plugin.neurons.base import map_tensors
 from stllr_plugin.session import Session
+from stllr_plugin.sites.unknown import look_for_spikes
 from stllr_plugin.supervision import Sequence
+from stllr_plugin.walk import find_calls
 
 
 class ModelSite:
@@ -36,13 +38,18 @@ class ModelSite:
 
     def before(self) -> None:
         """Notes where the sequence stands."""
+        if self.session.is_recording:
+            self.session.enter()
         self._steps_before = self.session.supervision.steps_run
         self.session.time.model_calls += 1
 
     def after(self, output: Any) -> Any:
-        """Masks the output of one time step."""
+        """Masks the output of one time step; looks for neurons that the learner does not know behind the last layer."""
         sequence = self.session.sequence
-        if not self.session.is_recording or self.session.window is not None or sequence.all_supervised:
+        if not self.session.is_recording or self.session.window is not None:
+            return None
+        map_tensors(output, self._look)
+        if sequence.all_supervised:
             return None
         if self.session.supervision.steps_run - self._steps_before > 1:
             return None  # the loop over time is inside
@@ -50,6 +57,12 @@ class ModelSite:
         if not sequence.needs_graph(step):
             return map_tensors(output, Tensor.detach)
         return map_tensors(output, lambda tensor: _of_step(tensor, sequence, step))
+
+    def _look(self, tensor: Tensor) -> Tensor:
+        if tensor.grad_fn is not None:
+            calls, _ = find_calls(tensor.grad_fn, tensor.shape)
+            look_for_spikes(self.session, "the loss (the model's output)", tensor, [call for _, call, _ in calls])
+        return tensor
 
 
 def _of_step(tensor: Tensor, sequence: Sequence, step: int) -> Tensor:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from stllr_plugin.advance import check_lengths, group_calls, move_edges, move_posts, regrafted
+from stllr_plugin.arrivals import Arrivals, Door, Entry
+from stllr_plugin.between import guard
 from stllr_plugin.calls import SynapseCall, SynapseSite, Tag
 from stllr_plugin.errors import StateError
 from stllr_plugin.graft import graft
@@ -27,8 +29,12 @@ from stllr_plugin.session import Session
 from stllr_plugin.signals.base import LearningSignal
 from stllr_plugin.sites.broadcast import refuse_broadcast_states
 from stllr_plugin.sites.layers import Layers
+from stllr_plugin.sites.muted import MutedSteps
+from stllr_plugin.sites.shortcut import Shortcut
+from stllr_plugin.sites.skipped import mark_skipped
+from stllr_plugin.sites.unknown import look_for_spikes
 from stllr_plugin.traces import NeuronTraces
-from stllr_plugin.walk import find_calls
+from stllr_plugin.walk import Found, find_calls, summed_calls
 
 
 @dataclass(slots=True)
@@ -41,6 +47,10 @@ class _OpenStep:
         mode: What intercepts the module's own weights while it runs.
         knowledge: What is known by heart of the neuron, where that serves this call.
         current: Its input, in the graph.
+        input: The same, also where the neuron is not known.
+        door: Through which gradients leave a neuron that is not known.
+        summed: The synapse calls of which its input is the plain sum.
+        step: What it did, where the step was done by heart.
     """
 
     fresh: bool
@@ -48,6 +58,10 @@ class _OpenStep:
     mode: OwnWeights | None
     knowledge: Knowledge | None
     current: Tensor | None
+    summed: list[SynapseCall]
+    input: Tensor | None = None
+    door: Door | None = None
+    step: NeuronStep | None = None
 
 
 class NeuronSite(Neuron):
@@ -73,7 +87,11 @@ class NeuronSite(Neuron):
         super().__init__(session, name, module, adapter, rule, own_weights, inner_sites)
         self.signal = signal
         self.layers = Layers(self, self._begins_anew)
-        self._knowledge = find_knowledge(module)
+        self._muted = MutedSteps(module, adapter, self.layers.all)
+        self._knowledge = None if "forward" in module.__dict__ else find_knowledge(module)
+        self._shortcut = None if self._knowledge is None else Shortcut(module, self._instead)
+        for inner in inner_sites:
+            inner.inside = True
         self._open: list[_OpenStep | None] = []
         self._evaluated = False
 
@@ -84,6 +102,8 @@ class NeuronSite(Neuron):
     def attach(self) -> list[Any]:
         """Installs the tap and registers the hooks (ours first after the call); returns their handles."""
         self.tap.install()
+        if self._shortcut is not None:
+            self._shortcut.install()
         return [
             self.module.register_forward_pre_hook(_BeforeNeuron(self), with_kwargs=True),
             self.module.register_forward_hook(_AfterNeuron(self), always_call=True, prepend=True),
@@ -93,6 +113,8 @@ class NeuronSite(Neuron):
         """Takes the tap out and cuts states that the module keeps off the graph."""
         self._recover()
         self.tap.uninstall()
+        if self._shortcut is not None:
+            self._shortcut.uninstall()
         self.adapter.release_states(self.module)
 
     # Around one call.
@@ -101,9 +123,12 @@ class NeuronSite(Neuron):
         """Cuts the incoming states off the graph of the past and opens the tap."""
         if self.session.window is not None or not self.session.is_recording:  # a window does its own bookkeeping
             self._evaluated = self._evaluated or not self.session.model.training
+            if self.session.is_muted:
+                self._muted.before(args, kwargs)
             self._open.append(None)
             return None
         refuse_recomputation(self.name)
+        self.session.enter()
         if args and isinstance(args[0], Tensor) and args[0].is_sparse:
             raise StateError(f"Neuron {self.name!r} received a sparse tensor; pass x.to_dense().")
         if self._evaluated:
@@ -120,8 +145,10 @@ class NeuronSite(Neuron):
         self._recover()
         if self.adapter.delayed:
             args, kwargs = self._mark_delayed(args, kwargs, fresh)
-        opened = _OpenStep(fresh, membrane, None, None, None)
+        opened = _OpenStep(fresh, membrane, None, None, None, [])
+        args, kwargs = self._with_skipped(opened, args, kwargs)
         args = self._by_heart(opened, args, kwargs)
+        args, kwargs = self._through_door(opened, args, kwargs)
         if self.own_weights:
             passed = None if opened.knowledge is None else self.passed
             opened.mode = OwnWeights(self.module, self.own_weights, self.tap.currents, passed)
@@ -131,10 +158,52 @@ class NeuronSite(Neuron):
         self.tap.open = True
         return args, kwargs
 
+    def _with_skipped(
+        self, opened: _OpenStep, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Marks the input with synapses that usually add to it and were not called at this step."""
+        name = None if args else next(iter(kwargs), None)
+        current = args[0] if args else kwargs.get(name or "")
+        if not isinstance(current, Tensor) or self.adapter.delayed:
+            return args, kwargs
+        opened.summed = summed_calls(current)
+        traces = None if opened.fresh else self.layers.running(opened.incoming)
+        if traces is None:
+            return args, kwargs
+        current = mark_skipped(self, traces, current, opened.summed)
+        return ((current, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: current})
+
+    def _through_door(
+        self, opened: _OpenStep, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Lets the gradients of a step that leaves its own graph leave by one way."""
+        name = None if args else next(iter(kwargs), None)
+        current = opened.current if opened.current is not None else args[0] if args else kwargs.get(name or "")
+        if not isinstance(current, Tensor) or current.grad_fn is None or self.adapter.delayed:
+            return args, kwargs
+        opened.input = current
+        if opened.current is not None:
+            return args, kwargs
+        opened.door = Door()
+        current = Entry.apply(opened.door, current)
+        return ((current, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: current})
+
+    def _guard(self, opened: _OpenStep, found: list[Found], record: Record) -> None:
+        """Guards the way from the neuron's input to the synapses that feed it."""
+        if opened.input is None:
+            return
+        arrivals = guard(opened.input, found, self.session.doubts)
+        if opened.door is None:
+            record.arrivals = arrivals
+        else:
+            opened.door.arrivals = arrivals
+
     def _by_heart(self, opened: _OpenStep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """Lets the module run on an input off the graph, where its derivatives are known by heart."""
         if self._knowledge is None or not args or not isinstance(args[0], Tensor):
             return args
+        if self.module.__dict__.get("forward") is not self._shortcut:
+            return args  # the user has put another one there
         current = args[0]
         if not self._hooks_are_next() or not self._knowledge.serves(self, current, args[1:], kwargs):
             return args
@@ -143,6 +212,17 @@ class NeuronSite(Neuron):
         for site in self.inner_sites:
             site.stands_aside = True
         return (current.detach(), *args[1:])
+
+    def _instead(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
+        """The output of a step done by heart in place of the module's forward; None to leave it to the module."""
+        opened = self._open[-1] if self._open else None
+        if opened is None or opened.knowledge is None:
+            return None
+        done = opened.knowledge.step(self, args[0], args[1:])
+        if done is None:
+            return None
+        output, opened.step = done
+        return [output]
 
     def _hooks_are_next(self) -> bool:
         """Whether nobody else's hook stands between ours and the module's forward, where it might change tensors."""
@@ -195,6 +275,7 @@ class NeuronSite(Neuron):
         """Advances the traces and grafts the rule onto spikes and states; also runs when the forward pass raised."""
         opened = self._open.pop() if self._open else None
         if opened is None:
+            self._muted.after(output)
             return None
         tap = self.tap
         tap.open = False
@@ -202,7 +283,9 @@ class NeuronSite(Neuron):
         try:
             if output is None:
                 return None
-            step = self.adapter.read_step(self.module, tap, output)
+            step = opened.step
+            if step is None:
+                step = self.adapter.read_step(self.module, tap, output)
             if step.membrane is None or (self.adapter.spiking and step.threshold_distance is None):
                 raise StateError(
                     f"{self.kind} ran without deciding about spikes where the learner looks (does a subclass bypass "
@@ -215,8 +298,13 @@ class NeuronSite(Neuron):
     def _advance(self, step: NeuronStep, output: Any, opened: _OpenStep) -> Any:
         membrane = step.membrane
         assert membrane is not None
+        if not membrane.numel():
+            raise StateError(f"{self.kind} received a batch without a sample; leave empty batches out.")
         root = membrane if opened.current is None else opened.current
-        calls, boundaries = ([], []) if root.grad_fn is None else find_calls(root.grad_fn, root.shape)
+        calls, boundaries = (
+            ([], []) if root.grad_fn is None else find_calls(root.grad_fn, root.shape, self.session.weights)
+        )
+        look_for_spikes(self.session, f"neuron {self.name!r}", root, [call for _, call, _ in calls])
         groups = group_calls(calls)
         response: Response | None = None
         if opened.knowledge is not None and opened.current is not None:
@@ -226,9 +314,10 @@ class NeuronSite(Neuron):
         fed_by = {call.site for _, call, _ in calls} | {synapse.call.site for synapse in inner}
         traces = self.layers.find(fed_by, opened.incoming, opened.fresh)
         index = self._time(traces, boundaries)
+        self.session.kept.look(self.name, traces.graphs, index)
         check_lengths(self, membrane)
         supervised = self.session.needs_graph(index)
-        inputs = move_edges(self, traces, groups, inner, 1, index, supervised)
+        inputs = move_edges(self, traces, groups, inner, 1, index, supervised, opened.summed)
         v, gate = step.threshold_distance, step.gate
         distance = None if v is None else v.detach().unsqueeze(0)
         gate = None if gate is None else gate.unsqueeze(0)
@@ -236,14 +325,26 @@ class NeuronSite(Neuron):
         if not supervised:
             result = self.adapter.replace(self.module, output, torch.Tensor.detach)
             self.signal.passed_over(self.name)
+            for _, call, _ in calls:
+                if not call.site.inside and call.arrivals is None:
+                    call.arrivals = Arrivals()  # nothing is sent there
         else:
             if response is None:
                 states = self._states(output, step, in_graph=True)
                 response = live_response(step, output, states, carries is not None)
             response.forget_distance(carries is not None)
             record = Record(
-                self.name, self.session, self.session.span(index), response, inputs, posts, carries, boundaries
+                self.name,
+                self.session,
+                self.session.span(index),
+                response,
+                inputs,
+                posts,
+                carries,
+                boundaries,
+                traces.graphs,
             )
+            self._guard(opened, calls, record)
             result = self._grafted(record, step.spikes, output)
         traces.remember(self.adapter.returned_membrane(self.module, result))
         return result

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks
 from torch.nn.utils import parametrize
 
-from stllr_plugin.calls import GatedInput, InputGate, SynapseSite
+from stllr_plugin.calls import GatedInput, InputGate, SynapseSite, UsesWeight
 from stllr_plugin.errors import StateError
 from stllr_plugin.hooks import Hook, eager, refuse_recomputation
+from stllr_plugin.parametrized import ComputedWeight
 from stllr_plugin.precision import full_precision
+from stllr_plugin.products import Products
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.session import Session
-from stllr_plugin.synapses import Synapse, Term
+from stllr_plugin.synapses import KnownForward, Synapse, Term
+from stllr_plugin.unknown_spikes import WAY_OUT
 from stllr_plugin.walk import records_behind
 
 
@@ -29,14 +33,16 @@ class _OpenCall:
         parameters: Those that were taken out of the graph.
         bias: The bias, where it was taken out as well.
         placed: What stands in for a weight that is no parameter.
-        cache: Keeps torch from computing a parametrized weight once more in the call.
+        computed: What takes a parametrized weight out of the graph as it is computed.
+        products: What finds the products in a forward that is not known.
     """
 
     weight: Tensor | None
     parameters: list[nn.Parameter]
     bias: nn.Parameter | None = None
     placed: Tensor | None = None
-    cache: AbstractContextManager[Any] | None = None
+    computed: ComputedWeight | None = None
+    products: Products | None = None
 
 
 class ModuleSite(SynapseSite):
@@ -50,10 +56,25 @@ class ModuleSite(SynapseSite):
         super().__init__(session, name, rule)
         self.module = module
         self.synapse = synapse
+        self._known = KnownForward(module)
+        self._after: _AfterSynapse | None = None
+        self._own = False
+
+    @property
+    def has_own_forward(self) -> bool:
+        """Whether something else runs than the forward of its type alone: one of the user's, or a hook before ours.
+
+        In a window, in which the learner itself may stand in for ``forward``, this is as it was before.
+        """
+        if self.session.window is None:
+            hooks = self.module._forward_hooks
+            first = not _global_forward_hooks and next(iter(hooks.values()), None) is self._after
+            self._own = not (self._known.of(self.module) and (first or self._after is None))
+        return self._own
 
     def attach(self) -> list[Any]:
         """Registers the hooks; returns their handles. Hooks of the user that change outputs run after ours."""
-        after = _AfterSynapse(self)
+        after = self._after = _AfterSynapse(self)
         return [
             self.module.register_forward_pre_hook(_BeforeSynapse(self), with_kwargs=True),
             self.module.register_forward_hook(after, with_kwargs=True, always_call=True, prepend=True),
@@ -75,6 +96,7 @@ class ModuleSite(SynapseSite):
     def begin(self) -> None:
         """See the base class."""
         super().begin()
+        self.session.uncalled.add(self)
         self._recover()
 
     def _recover(self) -> None:
@@ -90,13 +112,20 @@ class ModuleSite(SynapseSite):
             parameter.requires_grad_(True)
         if opened.bias is not None:
             opened.bias.requires_grad_(True)
-        if opened.cache is not None:
-            opened.cache.__exit__(None, None, None)
+        if opened.computed is not None:
+            opened.weight = opened.computed.release()
+        if opened.products is not None:
+            opened.products.end()
         name = self.synapse.weight_name
         used = self.module.__dict__.get(name)
         if used is not None:
             self.module.__dict__[name] = opened.weight
         return used is opened.placed
+
+    @property
+    def is_trained(self) -> bool:
+        """See the base class."""
+        return bool(self.synapse.trainable(self.module))
 
     def current_weight(self) -> Tensor:
         """See the base class."""
@@ -106,7 +135,12 @@ class ModuleSite(SynapseSite):
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Takes the weight out of the graph for the call that follows; returns other arguments if need be."""
         self._recover()
+        self.session.uncalled.discard(self)
         recording = self.session.is_recording
+        if recording:
+            self.session.enter()
+        if recording and self.has_own_forward and not self.stands_aside:
+            return self._before_own_forward(args, kwargs)
         parameters = self.synapse.trainable(self.module) if recording else []
         if not parameters and not (recording and self.stands_aside):
             self._open.append(None)
@@ -119,26 +153,57 @@ class ModuleSite(SynapseSite):
             if name in self.module.__dict__:  # a hook that ran before has computed it: torch's pruning, old-style norms
                 opened.placed = self.module.__dict__[name] = weight.detach()
         elif self.session.needs_graph(max(self.step(), 0)):
-            # Computed here within the graph of its originals, which the gradient then flows on to. The call uses it,
-            # detached, so that it is computed once. A step without a loss needs no graph and computes it by itself.
-            opened.cache = parametrize.cached()
-            opened.cache.__enter__()
-            opened.weight = getattr(self.module, name)
-            parametrize._cache[id(self.module), name] = opened.weight.detach()
-        for parameter in parameters:
-            parameter.requires_grad_(False)
+            # It is computed within the graph of its originals, which the gradient then flows on to; the call uses it
+            # detached. A step without a loss needs no graph.
+            opened.computed = ComputedWeight(self.module, name)
+        if opened.computed is None:
+            for parameter in parameters:
+                parameter.requires_grad_(False)
         bias = self.module._parameters.get("bias") if self.synapse.sums_bias or self.stands_aside else None
         if bias is not None and bias.requires_grad:
             bias.requires_grad_(False)
             opened.bias = bias
         self._open.append(opened)
-        return self._without_past(args, kwargs)
+        changed = self._without_past(args, kwargs)
+        if any(getattr(parameter, "_post_accumulate_grad_hooks", None) for parameter in parameters):
+            changed = self._weight_in_use(*((args, kwargs) if changed is None else changed), opened)
+        return changed
+
+    def _weight_in_use(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], opened: _OpenCall
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Where an optimizer steps in the backward pass: it must wait for the product that still needs the weight."""
+        x = args[0] if args else kwargs[self.synapse.input_name]
+        weight = opened.weight
+        if weight is None or not x.requires_grad:
+            return args, kwargs
+        x = UsesWeight.apply(x, weight.requires_grad_(True))
+        for parameter in opened.parameters:
+            parameter.requires_grad_(False)
+        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, self.synapse.input_name: x})
+
+    def _before_own_forward(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Begins to look for the products in a forward that is not known."""
+        if not any(parameter.requires_grad for parameter in self.module.parameters()):
+            self._open.append(None)
+            return None
+        refuse_recomputation(self.name)
+        changed = self._without_past(args, kwargs)
+        opened = _OpenCall(None, [], products=Products(self, (args, kwargs) if changed is None else changed))
+        self._open.append(opened)
+        assert opened.products is not None
+        opened.products.begin()
+        return changed
 
     def _without_past(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Cuts an input that comes from an earlier step (a recurrence of the user's own) off the graph."""
-        x = args[0] if args else kwargs[self.synapse.input_name]
+        x = args[0] if args else kwargs.get(self.synapse.input_name)
+        if isinstance(x, Tensor) and x.layout is not torch.strided:
+            raise StateError(f"Synapse {self.name!r} received a sparse tensor; pass x.to_dense().")
         if not isinstance(x, Tensor) or x.grad_fn is None or self.session.window is not None:
             return None
         records, parameters = records_behind(x.grad_fn)
@@ -155,8 +220,7 @@ class ModuleSite(SynapseSite):
                 f"The input of synapse {self.name!r} joins outputs of this time step with some of an earlier one that "
                 "still have their graph. Nothing may flow between time steps: detach what you carry over "
                 "(spikes.detach()); if you sum or average over time, apply the layer at each step and sum its "
-                "outputs, or "
-                f"leave it to ordinary gradients with exclude=[{self.name!r}]."
+                f"outputs, or leave it to ordinary gradients with exclude=[{self.name!r}]. {WAY_OUT}"
             )
         else:  # a synapse that runs before the first neuron: only the neuron that it feeds can tell which step this is
             self.gate = InputGate(min(steps), parameters)
@@ -169,7 +233,7 @@ class ModuleSite(SynapseSite):
         if opened is None:
             return None
         untouched = self._give_back(opened)
-        if not isinstance(output, Tensor):
+        if not isinstance(output, Tensor) or opened.products is not None:
             return None
         if not untouched:
             raise StateError(

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from stllr_plugin.errors import StateError
 from stllr_plugin.network import Network
 from stllr_plugin.neurons.base import map_tensors
-from stllr_plugin.ways.within import StepAction, refuse_disabled, refuse_several_processes
+from stllr_plugin.ways.within import (
+    StepAction,
+    checked_loss,
+    refuse_disabled,
+    refuse_no_function,
+    refuse_several_processes,
+)
 
 
 @dataclass
@@ -37,6 +43,7 @@ def run_online(
     backward: Callable[[Tensor], Any] | None,
 ) -> AbstractContextManager[OnlineRun]:
     """Checks the arguments and returns the context manager of ``STLLRLearner.online``."""
+    refuse_no_function(loss_fn, "loss_fn", "online()")
     supervision = network.session.supervision
     if num_steps is not None:
         network.begin_sequence(num_steps, None, keep_target=True)
@@ -67,6 +74,7 @@ def _online(
         if session.sequence.needs_graph(session.clock):
             loss = loss_fn(*items)
             if loss is not None:
+                loss = checked_loss(loss, "online()")
                 (torch.Tensor.backward if backward is None else backward)(loss)
                 run.loss = run.loss + loss.detach()
                 run.supervised_steps += 1

@@ -15,6 +15,7 @@ from stllr_plugin.masked import masked
 from stllr_plugin.network import Network
 from stllr_plugin.neurons.base import map_tensors
 from stllr_plugin.responses.base import NeedsStepsError
+from stllr_plugin.session import several_processes
 from stllr_plugin.supervision import OpenWindow, Span
 from stllr_plugin.ways.stream import make_stream
 from stllr_plugin.ways.windows.check import Model, why_steps
@@ -33,6 +34,7 @@ class RunResult:
         outputs: What the model returned at each step, detached; empty if they were not to be kept.
         steps_because: Why the model ran step by step; None if it ran in windows.
         state: What a model that passes its state in and out returned at the end (Norse); for ``continue_from``.
+        sequence: Number of the learner's sequence that ran.
     """
 
     loss: Tensor | float = 0.0
@@ -40,6 +42,7 @@ class RunResult:
     outputs: list[Any] = field(default_factory=list)
     steps_because: str | None = None
     state: Any = None
+    sequence: int = -1
 
 
 def run(
@@ -61,17 +64,19 @@ def run(
     task = _Task(network, net, inputs, targets, loss_fn, window, supervise_last, lengths, backward, keep_outputs)
     task.before_window = before_window or task.before_window
     if continue_from is None:
-        reason = why_steps(network, task.model, task.inputs)
+        reason = task.agreed(why_steps(network, task.model, task.inputs))
     else:
         task.go_on_from(continue_from)
         reason = continue_from.steps_because
     if reason is None:
         result = task.in_windows()
+        result.sequence = network.session.sequence.number
         network.run_notes = f"in windows of {window} steps"
         return result
     network.run_notes = f"step by step: {reason}"
     result = task.step_by_step()
     result.steps_because = reason
+    result.sequence = network.session.sequence.number
     return result
 
 
@@ -118,6 +123,7 @@ class _Task:
         self.keep_outputs = keep_outputs
         self.model = Model(network, net)
         self.begins = True
+        self.common_first: int | None = None  # of all processes
         self.steps_before = 0
         self.before_window: Callable[[int, int], Any] = lambda start, stop: None
 
@@ -128,9 +134,39 @@ class _Task:
                 "continue_from goes on with a sequence; lengths and supervise_last belong to its whole. Leave the loss "
                 "of single steps out by returning None from loss_fn."
             )
+        if not isinstance(before, RunResult):
+            raise StateError(f"continue_from={before!r}: expected what an earlier run() of this learner returned.")
+        if before.sequence != self.network.session.sequence.number:
+            raise StateError(
+                "continue_from goes on with a sequence that has ended since: step() ends it, unless the learner was "
+                "built with reset_after_step=False, and so do reset() and another run(). Build the learner with "
+                "reset_after_step=False, or leave continue_from out to begin a sequence."
+            )
         self.begins = False
         self.steps_before = self.network.session.sequence.steps
         self.model.state = before.state
+
+    def agreed(self, reason: str | None) -> str | None:
+        """Whether all processes can run in windows; sees to it that they cut the same ones.
+
+        What processes exchange must not depend on the data that one of them has. So they speak once in each run.
+
+        Raises:
+            StateError: If they have sequences of different lengths.
+        """
+        if not several_processes():
+            return reason
+        mine = [float(reason is not None), -self.first_supervised, self.num_steps, -self.num_steps]
+        all_of = torch.tensor(mine, device=self.inputs[0].device)
+        torch.distributed.all_reduce(all_of, torch.distributed.ReduceOp.MAX)
+        must_step, first, longest, shortest = (int(value) for value in all_of.cpu())
+        if longest != -shortest:
+            raise StateError(
+                f"run() got {self.num_steps} time steps in this process, and others have up to {longest}. Pad the "
+                "sequences of all processes to one length, and pass each sample's own with lengths=."
+            )
+        self.common_first = -first
+        return "another process must run step by step" if reason is None and must_step else reason
 
     @property
     def first_supervised(self) -> int:
@@ -185,7 +221,7 @@ class _Task:
         return result
 
     def _windows(self) -> Iterator[tuple[int, int, bool]]:
-        first = self.first_supervised
+        first = self.first_supervised if self.common_first is None else self.common_first
         for begin, end, supervised in ((0, first, False), (first, self.num_steps, True)):
             for start in range(begin, end, self.window):
                 yield start, min(start + self.window, end), supervised

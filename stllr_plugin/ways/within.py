@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from stllr_plugin.errors import StateError
 from stllr_plugin.hooks import Hook, eager
@@ -27,6 +27,37 @@ def refuse_disabled(network: Network, what: str) -> None:
     """Raises StateError if the rule is switched off."""
     if not network.session.enabled:
         raise StateError(f"{what} trains with the rule, but the learner is disabled; call learner.enable() first.")
+
+
+def refuse_no_value(loss: Any, what: str) -> None:
+    """Raises StateError if a loss is no tensor of one value."""
+    if not isinstance(loss, Tensor):
+        raise StateError(f"{what}: loss_fn returned a {type(loss).__name__}; return the loss as a tensor of one value.")
+    if loss.numel() != 1:
+        raise StateError(
+            f"{what}: loss_fn returned a tensor of shape {tuple(loss.shape)}; return one value, such as its mean()."
+        )
+
+
+def checked_loss(loss: Any, what: str) -> Tensor:
+    """A loss that backward can start from.
+
+    Raises:
+        StateError: If it is none.
+    """
+    refuse_no_value(loss, what)
+    if not loss.requires_grad:
+        raise StateError(
+            f"{what}: the loss that loss_fn returned is not made from the outputs that it was given, or it was "
+            "detached; no gradient can come from it."
+        )
+    return loss  # type: ignore[no-any-return]
+
+
+def refuse_no_function(function: Any, name: str, what: str) -> None:
+    """Raises StateError if an argument cannot be called."""
+    if not callable(function):
+        raise StateError(f"{what}: {name} must be a function; found {function!r}.")
 
 
 class StepAction(Hook):

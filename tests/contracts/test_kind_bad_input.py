@@ -91,6 +91,11 @@ RESETS: dict[str, dict[str, Any]] = {
     "mask, numbers": {"mask": torch.ones(B)},
     "mask, of another size": {"mask": torch.ones(B + 1, dtype=torch.bool)},
     "mask, a number": {"mask": 3},
+    "mask, a text": {"mask": "all"},
+    "lengths, a text": {"lengths": "all"},
+    "lengths, none": {"lengths": []},
+    "lengths, true and false": {"lengths": [True] * B},
+    "lengths, of unequal rows": {"lengths": [[1], [1, 2]]},
 }
 
 
@@ -145,6 +150,11 @@ GARBAGE: dict[str, Any] = {
     "stllr, a list": {"stllr": ["rule"]},
     "stllr, of something": {"stllr": {"rule": 3, "feedback": "x"}},
     "feedback of another form": {"stllr": {"feedback": {"1": torch.zeros(1)}}},
+    "parts of stllr, feedback a number": {"feedback": 3},
+    "parts of stllr, matrices of texts": {"feedback": {"1": "x"}},
+    "parts of stllr, a seed that is a text": {"feedback_seed": "x"},
+    "parts of stllr, a rule that is a number": {"rule": 3},
+    "parts of stllr, another signal": {"learning_signal": "drtp"},
 }
 
 
@@ -153,6 +163,9 @@ def test_load_state_dict(garbage):
     _, learner = attached(learning_signal="dfa", feedback_seed=0)
     if isinstance(garbage, dict) and "stllr" in garbage:
         garbage = {**learner.state_dict(), **garbage}
+    elif isinstance(garbage, dict) and garbage.keys() & {"feedback", "feedback_seed", "rule", "learning_signal"}:
+        state = learner.state_dict()
+        garbage = {**state, "stllr": {**state["stllr"], **garbage}}
     with pytest.raises(STLLRError):
         learner.load_state_dict(garbage)
 
@@ -276,6 +289,7 @@ OTHERS: dict[str, Callable[[nn.Module, STLLRLearner], Any]] = {
     "a stream of a number": lambda net, learner: next(iter(learner.stream(3))),
     "a stream of nothing": lambda net, learner: list(learner.stream(inputs()[:0])),
     "a feedback matrix of another shape": lambda net, learner: learner.feedback.__setitem__("1", torch.zeros(1)),
+    "a feedback matrix that is a number": lambda net, learner: learner.feedback.__setitem__("1", 3),
     "a feedback matrix for no neuron": lambda net, learner: learner.feedback.__setitem__("nobody", torch.zeros(1)),
 }
 

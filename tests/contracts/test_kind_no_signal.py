@@ -159,7 +159,7 @@ def train(
                 loss = net(x).square().sum()
                 if t < T - options.get("supervise_last", T):
                     continue
-                total = total + loss
+                total = total + (loss if way == "a" else loss.detach())
                 if way == "b":
                     loss.backward()
             if way == "a":
@@ -198,6 +198,47 @@ def test_nothing_is_said_of_frozen_layers():
 def test_nothing_is_said_where_the_layers_below_learn_from_feedback():
     """With direct feedback no signal has to pass between the layers."""
     assert not train(LastSteps, learning_signal="dfa", output="out", feedback_seed=0)[0]
+
+
+@pytest.mark.parametrize("kind", [LastSteps, Detached, DeadBranch])
+def test_without_an_optimizer_the_next_sequence_tells(kind):
+    net = build(kind)
+    with told() as texts:
+        learner = STLLRLearner(net, rule=RULE)
+        for _ in range(3):
+            net.begin()
+            for x in 2 * torch.rand(T, B, IN):
+                net(x).square().sum().backward()
+            learner.reset()
+    assert len(texts) == 1 and kind.nothing_for in texts[0], texts
+
+
+class OnlyAtTheEnd(Chain):
+    """A head that is run at the last step alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.steps = nn.Linear(N, OUT), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += 1
+        spikes = self.lif2(self.fc2(self.lif1(self.fc1(x))))
+        return self.out(spikes) if self.steps % T else self.out(spikes) + self.head(spikes)
+
+
+@pytest.mark.parametrize("kind", [OnlyAtTheEnd, Chain, LastSteps])
+def test_updates_within_a_sequence_are_not_taken_for_its_end(kind):
+    net = build(kind)
+    with told() as texts:
+        learner = STLLRLearner(net, sgd(net), rule=RULE, reset_after_step=False)
+        for _ in range(3):
+            learner.reset()
+            net.begin()
+            for x in 2 * torch.rand(T, B, IN):
+                learner.zero_grad()
+                net(x).square().sum().backward()
+                learner.step()
+    assert len(texts) == (kind is LastSteps), texts
 
 
 @pytest.mark.parametrize("kind", [LastSteps, Detached, DeadBranch])

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import norse.torch as norse
 import pytest
 import snntorch as snn
 import torch
+from snntorch import surrogate
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from stllr_plugin import STLLRLearner
+from stllr_plugin.errors import AttachmentError, StateError
 from tests.contracts.kinds import Gradients, assert_right, assert_right_or_refused, copied, members, sgd
 from tests.contracts.networks import RULE
 
@@ -184,6 +187,81 @@ def test_fire_replaced_on_the_neuron_itself():
 
     want, _ = train(Patched, True)
     assert_right_or_refused(lambda: train(Patched, False)[0], want)
+
+
+class Doubled(snn.Leaky):
+    """What leaves the neuron is not what fire gave: twice that."""
+
+    def forward(self, *args: Any) -> Any:
+        spikes, mem = super().forward(*args)
+        return 2 * spikes, mem
+
+
+class Late(snn.Leaky):
+    """The threshold moves on after fire has compared with it."""
+
+    def forward(self, *args: Any) -> Any:
+        spikes, mem = super().forward(*args)
+        self.threshold = self.threshold + 0.1 * spikes.detach()
+        return spikes, mem
+
+
+class Mixed(snn.Leaky):
+    """Spikes of one unit reach another."""
+
+    def forward(self, *args: Any) -> Any:
+        spikes, mem = super().forward(*args)
+        return spikes.roll(1, 1) + spikes, mem
+
+
+class Base(snn.Leaky):
+    """Calls the library's fire, with another membrane."""
+
+    def fire(self, mem: Tensor) -> Tensor:
+        return super().fire(mem - 0.3)
+
+
+class Elsewhere(snn.Leaky):
+    """With a spike function that is not spike_grad."""
+
+    def fire(self, mem: Tensor) -> Tensor:
+        return surrogate.atan()(mem - 1.2)
+
+
+AROUND = {kind.__name__: kind for kind in (Doubled, Late, Base)}
+REFUSED = {kind.__name__: kind for kind in (Mixed, Elsewhere)}
+
+
+@pytest.mark.parametrize("kind", members(AROUND))
+def test_code_around_fire(kind):
+    net = Recorded(lambda: kind(0.9))
+    x, y = torch.rand(T, B, IN, generator=torch.Generator().manual_seed(0)), torch.arange(B) % OUT
+    STLLRLearner(net, sgd(net), rule=RULE)
+    state, rows = net.lif.reset_mem(), []
+    for step in x:
+        threshold = net.lif.threshold + (0.3 if kind is Base else 0.0)
+        s, state = net.lif(net.fc(step), state)
+        rows.append((state.detach() - threshold, s.detach()))
+        cross_entropy(net.out(s), y).backward()
+    v, spikes = [row[0] for row in rows], [row[1] for row in rows]
+    worth = 2.0 if kind is Doubled else 1.0
+    want = written_out(net, x, y, v, spikes, [1.0] * T, [worth] * T)
+    assert any(s.any() for s in spikes)
+    assert_right(copied(net), {"fc.weight": want.float()})
+
+
+@pytest.mark.parametrize("kind", members(REFUSED))
+def test_what_cannot_be_told_is_refused(kind):
+    with pytest.raises(StateError, match="adapter|Adapter"):
+        train(kind, False)
+
+
+def test_an_activation_of_ones_own_in_a_norse_cell_is_refused():
+    cell = norse.LIFCell()
+    plain = cell.activation
+    cell.activation = lambda x, *args: plain(2 * x, *args)
+    with pytest.raises(AttachmentError, match="activation"):
+        STLLRLearner(nn.Sequential(nn.Linear(IN, N), cell), rule=RULE)
 
 
 def test_a_threshold_that_the_loop_changes():

@@ -188,7 +188,8 @@ def test_in_the_loop_within_forward(spike):
 
 def norse_function(current: Tensor) -> Tensor:
     """Norse's functional step, as written in a forward of the user's."""
-    spikes, _ = lif_feed_forward_step(current * 10, None)
+    rest = norse.LIFFeedForwardState(v=torch.zeros_like(current), i=10 * current)
+    spikes, _ = lif_feed_forward_step(current * 10, rest, norse.LIFParameters())
     return spikes
 
 

@@ -64,6 +64,24 @@ def test_a_loss_on_another_module_than_the_output(signal):
     assert torch.equal(before, model.body[0].weight)
 
 
+@pytest.mark.parametrize("signal", ["dfa", "sign_dfa"])
+def test_a_loss_on_two_heads_of_which_one_is_taken_for_the_output(signal):
+    model = TwoHeads()
+    learner = STLLRLearner(model, sgd(model), rule=RULE, learning_signal=signal)
+    a, b = model(inputs()[0])
+    (a.sum() + b.sum()).backward()
+    with pytest.raises(StateError, match=r"the loss also sees what 'a' made.*output="):
+        learner.step()
+    learner.reset()
+    model(inputs()[0])[1].sum().backward()  # the other head enters no loss
+    learner.step()
+    learner.detach()
+    learner = STLLRLearner(model, sgd(model), rule=RULE, learning_signal=signal, output="b")
+    a, b = model(inputs()[0])
+    (a.sum() + b.sum()).backward()
+    learner.step()
+
+
 def test_a_network_without_synapses():
     class Raw(nn.Module):
         def __init__(self) -> None:

@@ -15,7 +15,7 @@ from snntorch import surrogate
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
 
-from stllr_plugin import AttachmentError, RuleError, STLLRLearner, STLLRRule
+from stllr_plugin import AttachmentError, RuleError, STLLRLearner, STLLRRule, STLLRWarning
 from stllr_plugin.activations import NAMED
 from stllr_plugin.surrogates import SurrogateSpike
 from tests.contracts.networks import RULE, Deep, Explicit, Hidden, NorseCells, adam, build
@@ -279,14 +279,15 @@ def test_something_that_is_no_module():
     refused([nn.Linear(2, 2)], "model is a list, not a torch.nn.Module")
 
 
-def test_attaching_twice():
+def test_attaching_twice_replaces_the_learner_with_a_warning():
     net = build(Hidden)
     first = STLLRLearner(net, rule=RULE)
-    error = refused(net, "is attached to another STLLRLearner already", "call detach() on that one first")
-    assert "module 'fc1'" in str(error) or "the model is" in str(error)
-    refused(nn.Sequential(net, nn.ReLU()), "attached to another STLLRLearner already")
-    first.detach()
-    STLLRLearner(net, rule=RULE)
+    with pytest.warns(STLLRWarning, match="was attached to another STLLRLearner, which is detached now"):
+        second = STLLRLearner(nn.Sequential(net, nn.ReLU()), rule=RULE)
+    assert not first.attached and second.attached
+    with pytest.raises(RuleError):
+        STLLRLearner(net, rule=3)
+    assert second.attached, "a refusal changes nothing"
 
 
 def test_data_parallel():

@@ -1,14 +1,15 @@
 """Whether a model gives the same on several time steps at once as on one after the other.
 
-Tried out once per kind of input, on the first steps of a sequence. What cannot run in windows runs step by step, which
-is slower and never wrong, so every doubt counts against the windows.
+Tried out once per kind of input, and again now and then. What cannot run in windows runs step by step, which is slower
+and never wrong, so every doubt counts against the windows: a counter, a queue, a value that is read, a function of the
+user's own around the model.
 """
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,21 +17,24 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from stllr_plugin.errors import StateError, STLLRWarning
 from stllr_plugin.network import Network
 from stllr_plugin.neurons import find_keeper
 from stllr_plugin.neurons.base import map_tensors
 from stllr_plugin.nn import SequenceDropout
 from stllr_plugin.responses.base import NeedsStepsError
-from stllr_plugin.session import several_processes
 from stllr_plugin.supervision import OpenWindow
 from stllr_plugin.synapses import find_synapse
 from stllr_plugin.ways.snapshot import Snapshot
+from stllr_plugin.ways.windows.attributes import Attributes, counters, settings_of, what_moved
 from stllr_plugin.ways.windows.takeover import Takeover
 from stllr_plugin.ways.windows.window import Window
 
 _Place = tuple[nn.Module, str, str]  # a module, its name, and an attribute
 
 _WINDOW = 3  # steps of each of the two windows that are tried
+_AGAIN = 16  # runs after which it is tried again
+_ANSWERS = 64  # that are kept
 
 
 class Model:
@@ -54,31 +58,56 @@ class Model:
 def why_steps(network: Network, model: Model, inputs: Tensor | Sequence[Tensor]) -> str | None:
     """The reason why a model must run step by step; None if it can run in windows.
 
+    The answer is kept by kind of input and by what the modules' attributes say, and tried out again now and then.
+
     Args:
         network: The attached network.
         model: The network.
         inputs: A sequence, [T, B, ...].
     """
-    reason = _known_reason(network)
+    reason = _known_reason(network) or _reason_of_callable(network, model.net)
     if reason is not None:
         return reason
-    x = inputs[0]
+    x, checks = inputs[0], network.window_checks
     modes = tuple(module.training for module in network.model.modules())
-    key = (id(model.net), tuple(x.shape[1:]), x.dtype, x.device, modes, torch.is_autocast_enabled(x.device.type))
-    if key not in network.window_checks:  # the network is kept with the answer, so that its id stays its own
+    code = getattr(getattr(model.net, "__func__", None), "__code__", type(model.net))
+    autocast = torch.is_autocast_enabled(x.device.type)
+    key = (code, tuple(x.shape[1:]), x.dtype, x.device, modes, autocast, settings_of(network.model))
+    network.windowed_runs += 1
+    again = network.windowed_runs % _AGAIN == 0 and checks.get(key, "") is None
+    if key not in checks or again:
+        if len(checks) >= _ANSWERS:
+            checks.clear()
         wrapped = isinstance(model.net, DistributedDataParallel)
         trial = Model(network, network.model) if wrapped else model  # without what processes exchange in forward
-        network.window_checks[key] = (model.net, _agreed(_tried(network, trial, inputs), x.device))
-    return network.window_checks[key][1]
+        checks[key] = _tried(network, trial, inputs)
+        if again and checks[key] is not None:
+            warnings.warn(
+                f"run() went through several steps at once so far, and that is not the same any more: {checks[key]}. "
+                "From here on it goes step by step. If the model was never the same on several steps at once, the "
+                "earlier batches were not trained as step by step.",
+                STLLRWarning,
+                stacklevel=5,
+            )
+    return checks[key]
 
 
-def _agreed(reason: str | None, device: torch.device) -> str | None:
-    """The same answer in all processes, since they must call the network equally often."""
-    if not several_processes():
-        return reason
-    flag = torch.tensor(float(reason is not None), device=device)
-    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-    return "another process must run step by step" if reason is None and bool(flag) else reason
+def _reason_of_callable(network: Network, net: Callable[..., Any]) -> str | None:
+    """What is to be said against what is called.
+
+    Raises:
+        StateError: If it is another network.
+    """
+    if isinstance(net, nn.Module):
+        if any(module is network.model for module in net.modules()):
+            return None
+        raise StateError(
+            f"run() was given a {type(net).__name__} that is not the attached {type(network.model).__name__}, nor a "
+            "wrapper of it. Pass the model that the learner was built for."
+        )
+    if getattr(net, "__self__", None) is network.model:
+        return None
+    return "net is a function of your own, which may keep or mix anything; pass the attached model itself"
 
 
 def _known_reason(network: Network) -> str | None:
@@ -96,38 +125,23 @@ def _known_reason(network: Network) -> str | None:
 
 
 def _tried(network: Network, model: Model, inputs: Tensor | Sequence[Tensor]) -> str | None:
-    """Runs a few steps both ways and compares what comes out, without a trace left."""
+    """Runs a few steps both ways and compares what comes out, without a trace left.
+
+    The first steps of a recording are often empty and show nothing, so the fullest ones and noise are tried as well.
+    """
     count = min(len(inputs), 2 * _WINDOW)
     saved = Snapshot(network)
-    attributes = _Attributes(network.model)
-    neurons = {id(part) for site in network.neurons for part in site.module.modules()}
+    attributes = Attributes(network.model)
     dropped = [m for m in network.model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.training]
     network.session.trial = True
     try:
         for module in dropped:  # draws its numbers in another order
             module.eval()
-        network.begin_sequence(None, None, keep_target=True)
-        before = _kept(network.model, neurons)
-        watch = _Watch()
-        with torch.no_grad(), watch.of_neurons(network), watch:
-            single = [model(inputs[t]) for t in range(count)]
-            changed = _changed(before, _kept(network.model, neurons))
-            keeper = _reader_of_kept(model, inputs[0], changed, watch)
-        if keeper is not None:
-            return keeper
-        if watch.scalars:
-            return "the model reads values of tensors, on which its course may depend"
-        saved.restore()
-        network.begin_sequence(None, None, keep_target=True)
-        model.state = None
-        windowed: list[Any] = []
-        for start in range(0, count, _WINDOW):
-            stop = min(start + _WINDOW, count)
-            with Window(network, OpenWindow(start, stop, supervised=False), inputs[0].shape[0]):
-                part = inputs[start:stop]
-                steps = part if isinstance(part, Tensor) else torch.stack(list(part))
-                windowed.append((stop - start, model(steps.flatten(0, 1))))
-        return _difference(single, windowed, inputs[0].shape[0])
+        for probe in _probes(inputs, count):
+            reason = _parted(network, model, probe, saved, attributes)
+            if reason is not None:
+                return reason
+        return None
     except (NeedsStepsError, RuntimeError) as error:
         return str(error).partition("\n")[0]
     finally:
@@ -140,33 +154,52 @@ def _tried(network: Network, model: Model, inputs: Tensor | Sequence[Tensor]) ->
         network.begin_sequence(None, None, keep_target=True)
 
 
-class _Attributes:
-    """What modules hold in plain attributes: tensors kept for show, lists to which something is appended."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.held = [
-            (module, {name: (value, copy.copy(value)) for name, value in _own_attributes(module)})
-            for module in model.modules()
-        ]
-
-    def restore(self) -> None:
-        """Puts them back; attributes that are new go."""
-        for module, before in self.held:
-            for name in [name for name, _ in _own_attributes(module) if name not in before]:
-                del module.__dict__[name]
-            for name, (value, contents) in before.items():
-                if isinstance(value, list):
-                    value[:] = contents
-                elif isinstance(value, dict):
-                    value.clear()
-                    value.update(contents)
-                module.__dict__[name] = value
+def _probes(inputs: Tensor | Sequence[Tensor], count: int) -> Iterator[Sequence[Tensor]]:
+    """Sequences to try: the first steps, the fullest ones, and noise as large as these."""
+    yield [inputs[t] for t in range(count)]
+    if not inputs[0].is_floating_point():
+        return
+    sizes = torch.stack([x.abs().amax() if x.numel() else x.new_zeros(()) for x in inputs])
+    first = min(int(sizes.argmax()), len(inputs) - count)
+    yield [inputs[t] for t in range(first, first + count)]
+    generator = torch.Generator().manual_seed(0)
+    scale = 2.0 * max(float(sizes.max()), 1.0)
+    like = inputs[0]
+    yield [(scale * torch.rand(like.shape, generator=generator)).to(like.device, like.dtype) for _ in range(count)]
 
 
-def _own_attributes(module: nn.Module) -> list[tuple[str, Any]]:
-    """Attributes that hold tensors, or may come to do so."""
-    kinds = (Tensor, list, tuple, dict, type(None))
-    return [(n, v) for n, v in module.__dict__.items() if not n.startswith("_") and isinstance(v, kinds)]
+def _parted(
+    network: Network, model: Model, inputs: Sequence[Tensor], saved: Snapshot, attributes: Attributes
+) -> str | None:
+    """Why the steps and the windows of one sequence part; None if they do not."""
+    neurons = {id(part) for site in network.neurons for part in site.module.modules()}
+    saved.restore()
+    attributes.restore()
+    network.begin_sequence(None, None, keep_target=True)
+    model.state = None
+    before, counted = _kept(network.model, neurons), counters(network.model, neurons)
+    watch = _Watch()
+    with torch.no_grad(), watch.of_neurons(network), watch:
+        single = [model(x) for x in inputs]
+        moved = what_moved(counted, counters(network.model, neurons))
+        changed = _changed(before, _kept(network.model, neurons))
+        keeper = None if moved else _reader_of_kept(model, inputs[0], changed, watch)
+    if moved:
+        return f"what is kept from step to step ({moved}) may be used again"
+    if keeper is not None:
+        return keeper
+    if watch.scalars:
+        return "the model reads values of tensors, on which its course may depend"
+    saved.restore()
+    attributes.restore()
+    network.begin_sequence(None, None, keep_target=True)
+    model.state = None
+    windowed: list[Any] = []
+    for start in range(0, len(inputs), _WINDOW):
+        stop = min(start + _WINDOW, len(inputs))
+        with Window(network, OpenWindow(start, stop, supervised=False), inputs[0].shape[0]):
+            windowed.append((stop - start, model(torch.stack(list(inputs[start:stop])).flatten(0, 1))))
+    return _difference(single, windowed, inputs[0].shape[0])
 
 
 def _difference(single: list[Any], windowed: list[tuple[int, Any]], batch: int) -> str | None:

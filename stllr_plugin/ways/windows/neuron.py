@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from stllr_plugin.advance import Groups, group_calls, move_edges, move_posts, regrafted
+from stllr_plugin.between import guard
 from stllr_plugin.calls import SynapseCall
 from stllr_plugin.graft import graft
 from stllr_plugin.neurons.base import map_tensors
@@ -17,6 +18,7 @@ from stllr_plugin.responses.base import NeedsStepsError, Response
 from stllr_plugin.responses.library import find_knowledge
 from stllr_plugin.responses.stepped import scan_steps
 from stllr_plugin.sites.neuron import NeuronSite
+from stllr_plugin.sites.shortcut import Shortcut
 from stllr_plugin.supervision import OpenWindow
 from stllr_plugin.traces import NeuronTraces
 from stllr_plugin.walk import find_calls
@@ -51,7 +53,9 @@ def run_neuron(
     num_steps, supervised = window.num_steps, window.supervised
     current, args, kwargs = _first_states(site.name, steps, args, kwargs)
     response = _response(site, steps, forward, current, args, kwargs)
-    calls, boundaries = ([], []) if current.grad_fn is None else find_calls(current.grad_fn, current.shape)
+    calls, boundaries = (
+        ([], []) if current.grad_fn is None else find_calls(current.grad_fn, current.shape, site.session.weights)
+    )
     groups = group_calls(calls)
     step = window.stop - 1
     traces = _traces_of(site, groups, response)
@@ -67,6 +71,7 @@ def run_neuron(
     if not supervised:
         return response.output
     record = Record(site.name, site.session, site.session.span(step), response, inputs, posts, carries, boundaries)
+    record.arrivals = guard(current, calls, site.session.doubts)
     leaves, output = response.leaves, response.output
     new = regrafted(graft(record), leaves)
     for inner in response.inner:
@@ -84,7 +89,9 @@ def _response(
 ) -> Response:
     num_steps = steps.window.num_steps
     knowledge = find_knowledge(site.module)
-    if knowledge is not None and knowledge.serves(site, current, args, kwargs):
+    own = forward.plain if isinstance(forward, Shortcut) else forward
+    plain = getattr(own, "__func__", None) is type(site.module).forward  # not one that the user has put there
+    if knowledge is not None and plain and knowledge.serves(site, current, args, kwargs):
         known = knowledge.scan(site, num_steps, current, args, kwargs)
         if known is not None:
             return known.acts_on(current)

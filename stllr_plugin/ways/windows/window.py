@@ -59,7 +59,8 @@ class Window:
                 replacements.append((module, self._each_step))
         for synapse in network.synapses:
             layer = getattr(synapse, "module", None)
-            if type(layer) is nn.Linear and isinstance(layer._parameters.get("weight"), nn.Parameter):
+            own = getattr(synapse, "has_own_forward", False)
+            if type(layer) is nn.Linear and not own and isinstance(layer._parameters.get("weight"), nn.Parameter):
                 replacements.append((layer, partial(_sparse, layer)))
         self._takeover = Takeover(replacements)
 

@@ -1,0 +1,154 @@
+"""One product per step where a backward pass comes by several steps, as with one loss on the whole sequence.
+
+The pass goes from the last step to the first. With p[t] what the causal term multiplies the trace with and n[t] what
+the other term multiplies the input with,
+
+    sum_t p[t] tr_x[t]^T + n[t] x[t]^T  =  sum_t (G[t] + n[t]) x[t]^T  +  lambda G[0] tr_x[-1]^T,
+
+with G[t] = p[t] + lambda G[t+1], over consecutive steps t >= 0. All steps get their weight from :class:`Collected`,
+which autograd runs after the last of them that takes part in the pass, and which delivers the sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from stllr_plugin.calls import SynapseCall, SynapseSite
+from stllr_plugin.precision import without_autocast
+
+_STEPS = 8  # whose products are made as one, and which are kept for that
+_BYTES = 1 << 24  # of inputs and factors that are kept
+
+
+@dataclass(slots=True, eq=False)
+class Collection:
+    """What has come in during one backward pass, for one edge.
+
+    Attributes:
+        site: The synapse.
+        decay: lambda_pre.
+        task: Number of the backward pass; what an earlier one left behind, as it was cut off by an error, is forgotten.
+        folded: G[t] of the step that came in last.
+        before: tr_x[t-1] of that step; None at the beginning of a sequence.
+        call: Its call.
+        inputs: What is still to be multiplied, [B, ...] each.
+        factors: With what.
+        kept: Bytes of these.
+        total: The gradient so far.
+    """
+
+    site: SynapseSite
+    decay: float
+    task: int = -1
+    folded: Tensor | None = None
+    before: Tensor | None = None
+    call: SynapseCall | None = None
+    inputs: list[Tensor] = field(default_factory=list)
+    factors: list[Tensor] = field(default_factory=list)
+    kept: int = 0
+    total: Tensor | None = None
+
+    def take(
+        self,
+        call: SynapseCall,
+        x: Tensor,
+        trace: Tensor,
+        before: Tensor | None,
+        causal: Tensor | None,
+        noncausal: Tensor | None,
+    ) -> None:
+        """Takes a step in.
+
+        Args:
+            call: The synapse call.
+            x: Its input x[t], [B, ...].
+            trace: tr_x[t].
+            before: tr_x[t-1]; None at the beginning of a sequence.
+            causal: p[t], at the synapse's output.
+            noncausal: n[t].
+        """
+        task = torch._C._current_graph_task_id()
+        if task != self.task:
+            self._forget(task)
+        self.site.check_input(call)
+        if self.folded is not None and self.before is not trace:
+            self._end_run()  # the step that came in before does not follow on this one
+        self.call = call
+        folded = causal
+        if self.folded is not None:
+            folded = self.folded * self.decay if causal is None else torch.add(causal, self.folded, alpha=self.decay)
+        self.before, self.folded = before, folded if self.decay else None
+        factor = noncausal if folded is None else folded if noncausal is None else folded + noncausal
+        if factor is not None:
+            self._keep(x, factor)
+
+    def _end_run(self) -> None:
+        """Brings in what the steps before the last one that came in have left in the trace."""
+        if self.folded is not None and self.before is not None:
+            self._keep(self.before, self.folded * self.decay)
+        self.folded = self.before = None
+
+    def _keep(self, x: Tensor, factor: Tensor) -> None:
+        fits = not self.inputs or (
+            x.shape == self.inputs[0].shape and x.dtype == self.inputs[0].dtype and x.device == self.inputs[0].device
+        )
+        if not fits or factor.shape[1:] != (self.factors[0].shape[1:] if self.factors else factor.shape[1:]):
+            self._multiply()
+        self.inputs.append(x)
+        self.factors.append(factor)
+        self.kept += x.numel() * x.element_size() + factor.numel() * factor.element_size()
+        if len(self.inputs) >= _STEPS or self.kept > _BYTES:
+            self._multiply()
+
+    def _multiply(self) -> None:
+        if not self.inputs:
+            return
+        assert self.call is not None
+        weight = self.call.trained_weight().detach()
+        if len(self.inputs) > 1 and self.site.is_batched(self.inputs[0], weight):
+            terms = [(torch.cat(self.inputs), torch.cat(self.factors))]
+        else:
+            terms = list(zip(self.inputs, self.factors, strict=True))
+        self.inputs.clear()
+        self.factors.clear()
+        self.kept = 0
+        with without_autocast(weight):
+            product = self.site.product(weight, terms)
+        self.total = product if self.total is None else self.total.add_(product)
+
+    def deliver(self) -> Tensor | None:
+        """The gradient of all steps that came in during the pass; None if there was none."""
+        if torch._C._current_graph_task_id() != self.task:
+            return None
+        self._end_run()
+        self._multiply()
+        total = self.total
+        self._forget(-1)
+        return total
+
+    def _forget(self, task: int) -> None:
+        self.task, self.folded, self.before, self.call, self.total, self.kept = task, None, None, None, None, 0
+        self.inputs.clear()
+        self.factors.clear()
+
+
+class Collected(Function):
+    """Identity on a weight, from which all steps of an edge get it; its gradient is what the collection holds."""
+
+    @staticmethod
+    def forward(ctx: Any, collection: Collection, weight: Tensor) -> Tensor:
+        """Returns the weight, under a new tensor."""
+        ctx.collection = collection
+        ctx.set_materialize_grads(False)
+        return weight.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[None, Tensor | None]:
+        """See the class."""
+        found = ctx.collection.deliver()
+        return None, found if grad is None else grad if found is None else grad + found

@@ -1,0 +1,38 @@
+"""Stands in for a neuron's ``forward`` where its step is known by heart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from stllr_plugin.hooks import eager
+from stllr_plugin.neurons.base import AttributeTap
+
+
+class Shortcut(AttributeTap):
+    """Runs something else in place of the neuron's own ``forward``, on this instance only, where there is something.
+
+    A deep copy or pickle of the module gets its own ``forward`` back.
+
+    Args:
+        module: The neuron.
+        run: Called with ``forward``'s arguments; returns a list of one output, or None to run ``forward`` itself.
+    """
+
+    def __init__(self, module: nn.Module, run: Callable[[tuple[Any, ...], dict[str, Any]], list[Any] | None]) -> None:
+        """See the class."""
+        super().__init__(module, "forward")
+        self._run = run
+
+    @property
+    def plain(self) -> Callable[..., Any]:
+        """The neuron's own ``forward``."""
+        return self._plain
+
+    @eager
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """See the class."""
+        found = self._run(args, kwargs)
+        return self._plain(*args, **kwargs) if found is None else found[0]
