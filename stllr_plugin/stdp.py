@@ -93,7 +93,6 @@ class Reinforcement(LearningSignal):
     """
 
     reaches_layers = False
-    needs_reward = True
 
     def __init__(self, setup: SignalSetup) -> None:
         """See the base class."""

@@ -60,7 +60,7 @@ def loss_signals() -> list[str]:
 
     Others wait for a reward (docs/stdp.md), which a task has not to give.
     """
-    return [name for name, kind in SIGNALS.items() if not kind.needs_reward]
+    return [name for name, kind in SIGNALS.items() if kind.reaches_layers]
 
 
 def check_signal(name: str) -> None:

@@ -63,7 +63,6 @@ class LearningSignal:
         at_each_step: Whether it is made at each time step, so that steps can neither run nor be multiplied together.
         direct: Whether it comes to each hidden layer from the error or the target, by matrices, so that there must be
             such layers; else the layers above pass it down.
-        needs_reward: Whether it is made from a reward (``reinforce``), and not from a loss or a target.
     """
 
     needs_target: ClassVar[bool] = False
@@ -71,7 +70,6 @@ class LearningSignal:
     reaches_layers: ClassVar[bool] = True
     at_each_step: ClassVar[bool] = True
     direct: ClassVar[bool] = False
-    needs_reward: ClassVar[bool] = False
 
     def __init__(self, setup: SignalSetup) -> None:
         """See the class."""
