@@ -14,6 +14,7 @@ from stllr_plugin.hooks import Attached
 from stllr_plugin.kept_graphs import KeptGraphs
 from stllr_plugin.supervision import OpenWindow, Sequence, Span, Supervision
 from stllr_plugin.unknown_spikes import ValueWatch
+from stllr_plugin.updates import Updates
 
 
 class Session:
@@ -31,6 +32,7 @@ class Session:
         time: The model's clock.
         uncalled: Synapses that have not been called since the sequence began.
         owner: What is attached, while it is.
+        updates: Updates within sequences.
         kept: Graphs of earlier steps that are kept alive.
         watch: What may be spikes of neurons that the learner does not know.
         doubts: Whether gradients reached synapses past their neurons, where that is still on the device.
@@ -54,6 +56,7 @@ class Session:
         self.uncalled: set[object] = set()
         self.owner: Attached | None = None
         self.kept = KeptGraphs()
+        self.updates = Updates()
         self.watch = ValueWatch()
         self.doubts = Doubts()
         self.weights: Mapping[int, Any] = {}

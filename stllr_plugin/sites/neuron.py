@@ -94,6 +94,7 @@ class NeuronSite(Neuron):
             inner.inside = True
         self._open: list[_OpenStep | None] = []
         self._evaluated = False
+        self._left: Tensor | None = None  # the membrane as the last update left it
 
     def _begins_anew(self) -> None:
         self.session.supervision.begin_alike()
@@ -131,6 +132,10 @@ class NeuronSite(Neuron):
         self.session.enter()
         if args and isinstance(args[0], Tensor) and args[0].is_sparse:
             raise StateError(f"Neuron {self.name!r} received a sparse tensor; pass x.to_dense().")
+        if self._left is not None:
+            by_caller = self.adapter.returned_membrane(self.module, None) is not self._left
+            self.session.updates.begin(self.session.sequence.number, by_caller)
+            self._left = None
         if self._evaluated:
             self._evaluated = False
             if all(traces.steps == 0 for traces in self.layers.all):
@@ -418,6 +423,8 @@ class NeuronSite(Neuron):
             else:
                 traces.clear_samples(mask)
         self.adapter.reset_states(self.module, mask)
+        if mask is None and ended_by_step and self.keeps_state:
+            self._left = self.adapter.returned_membrane(self.module, None)
         if mask is not None or self.keeps_state:
             for traces in self.layers.all:
                 traces.last_membrane = None

@@ -320,3 +320,21 @@ def test_wrong_arguments_are_refused(mask, options, message):
         learner.reset(mask, **options)
     assert message in str(caught.value)
     assert_same({name: both["pre"] for name, both in learner.traces().items()}, before)
+
+
+@pytest.mark.parametrize("updates", [1, 3])
+def test_updates_between_the_callers_own_resets_are_told_of_once(updates):
+    """As truncated backpropagation makes them: step() resets the membranes as well, which is another network."""
+    net = nn.Sequential(nn.Linear(6, 3), snn.Leaky(0.9, init_hidden=True))
+    learner = STLLRLearner(net, torch.optim.SGD(net.parameters(), lr=0.0), rule=RULE)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(4):
+            net[1].reset_mem()
+            for _ in range(updates):
+                for _ in range(2):
+                    net(torch.rand(4, 6)).square().sum().backward()
+                learner.step()
+                learner.zero_grad()
+    texts = [str(one.message) for one in told if "reset_after_step" in str(one.message)]
+    assert len(texts) == (updates > 1)
