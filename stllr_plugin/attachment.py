@@ -107,6 +107,45 @@ class Attachment:
         """Whether ``run()`` is trying out a few steps, which hooks that count should not count."""
         return self._session.trial
 
+    # What the learning signal is made from, where that is no loss.
+
+    @property
+    def needs_target(self) -> bool:
+        """Whether the learning signal is made from the target, so that :meth:`set_target` must be called."""
+        return self._signal.needs_target
+
+    def set_target(self, target: Tensor, scale: float | Tensor = 1.0, *, loss_scale: float = 1.0) -> None:
+        """Gives the target of the sequence to come to the signals "drtp", "local", "local_random" and "tess".
+
+        Call it before the first step of each sequence. :meth:`step` and :meth:`reset` forget it.
+
+        Args:
+            target: Class numbers [B] (integers), or values [B, C] (floats).
+            scale: What the signal of hidden layers is multiplied with, a number or one value per sample [B]. It is an
+                average over the batch, per step: pass 1/T for a loss that you divide by the number of steps.
+            loss_scale: ``scaler.get_scale()`` where a GradScaler scales the loss, since it unscales all gradients.
+
+        Raises:
+            RuleError: If the learning signal uses no target, or it is of neither form.
+        """
+        self._signal.set_target(target, scale, loss_scale)
+
+    def reinforce(self, reward: float | Tensor = 1.0) -> None:
+        """In place of ``loss.backward()`` under learning_signal="one": moves the weights along their eligibilities.
+
+        To be called after a time step. It leaves ``-reward * e_ij``, summed over the batch, in the gradient of each
+        weight that feeds a spiking neuron; a negative reward moves the weights the other way. Biases get nothing.
+
+        Args:
+            reward: A number, or one per sample [B] (not with ``Plasticity(eligibility_decay=...)``).
+
+        Raises:
+            RuleError: If the learner has another learning signal.
+            StateError: If no time step has run, the reward does not fit, or several processes train together.
+        """
+        self._require_attached()
+        self._session.captures += self._signal.reinforce(reward)
+
     # Looking inside.
 
     @property

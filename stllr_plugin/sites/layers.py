@@ -8,6 +8,7 @@ from torch import Tensor
 
 from stllr_plugin.calls import SynapseSite
 from stllr_plugin.errors import StateError
+from stllr_plugin.marks import Mark
 from stllr_plugin.neuron import Neuron
 from stllr_plugin.traces import NeuronTraces
 
@@ -117,3 +118,34 @@ class Layers:
             if traces.steps:
                 traces.ended = traces.last_membrane
             traces.restart()
+
+
+def step_index(neuron: Neuron, traces: NeuronTraces, boundaries: list[Mark]) -> int:
+    """Index of the time step, checked: that of the neurons whose outputs came in, else the clock's."""
+    session, number = neuron.session, neuron.session.sequence.number
+    made = [mark.record for mark in boundaries if mark.record is not None]
+    last = traces.last_step if traces.sequence == number else -1
+    steps = {record.span.step if record.span.sequence.number == number else -1 for record in made}
+    latest = max(steps, default=None)
+    if latest is not None and (len(steps) > 1 or latest <= last):
+        index, oldest = max(last + 1, latest), min(record.span.step for record in made)
+        raise StateError(
+            f"At step {index} neuron {neuron.name!r} receives what another neuron gave out at step {oldest}, "
+            "with its graph. Nothing may flow between time steps: detach what you carry over (spikes.detach()). If "
+            "it is not carried over, the neurons are at different steps: call learner.reset() before each sequence."
+        )
+    if latest is None:
+        index = session.time.enter(traces)
+    else:
+        index = latest
+        if index == session.clock:
+            session.time.join(traces)
+    if session.sequence.num_steps is not None and index >= session.sequence.num_steps:
+        raise StateError(
+            f"Neuron {neuron.name!r} runs step {index + 1} of a sequence announced with "
+            f"num_steps={session.sequence.num_steps}. Call learner.reset() before a new sequence, or announce its "
+            "length with learner.reset(num_steps=...)."
+        )
+    traces.sequence, traces.last_step, traces.model_call = number, index, session.time.model_calls
+    traces.steps += 1
+    return index

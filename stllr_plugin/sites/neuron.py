@@ -15,7 +15,6 @@ from stllr_plugin.calls import SynapseCall, SynapseSite, Tag
 from stllr_plugin.errors import StateError
 from stllr_plugin.graft import graft
 from stllr_plugin.hooks import Hook, eager, refuse_recomputation
-from stllr_plugin.marks import Mark
 from stllr_plugin.neuron import Neuron
 from stllr_plugin.neurons.base import NeuronAdapter, NeuronStep
 from stllr_plugin.own_weights import OwnWeights, OwnWeightSite
@@ -28,12 +27,11 @@ from stllr_plugin.rule import STLLRRule
 from stllr_plugin.session import Session
 from stllr_plugin.signals.base import LearningSignal
 from stllr_plugin.sites.broadcast import refuse_broadcast_states
-from stllr_plugin.sites.layers import Layers
+from stllr_plugin.sites.layers import Layers, step_index
 from stllr_plugin.sites.muted import MutedSteps
 from stllr_plugin.sites.shortcut import Shortcut
 from stllr_plugin.sites.skipped import mark_skipped
 from stllr_plugin.sites.unknown import look_for_spikes
-from stllr_plugin.traces import NeuronTraces
 from stllr_plugin.walk import Found, find_calls, summed_calls
 
 
@@ -318,7 +316,7 @@ class NeuronSite(Neuron):
         inner = [] if response is None else response.inner
         fed_by = {call.site for _, call, _ in calls} | {synapse.call.site for synapse in inner}
         traces = self.layers.find(fed_by, opened.incoming, opened.fresh)
-        index = self._time(traces, boundaries)
+        index = step_index(self, traces, boundaries)
         self.session.kept.look(self.name, traces.graphs, index)
         check_lengths(self, membrane)
         supervised = self.session.needs_graph(index)
@@ -369,36 +367,6 @@ class NeuronSite(Neuron):
 
         self.adapter.replace(self.module, output, collect)
         return list(found.values())
-
-    def _time(self, traces: NeuronTraces, boundaries: list[Mark]) -> int:
-        """Index of the time step, checked: that of the neurons whose outputs came in, else the clock's."""
-        session, number = self.session, self.session.sequence.number
-        made = [mark.record for mark in boundaries if mark.record is not None]
-        last = traces.last_step if traces.sequence == number else -1
-        steps = {record.span.step if record.span.sequence.number == number else -1 for record in made}
-        latest = max(steps, default=None)
-        if latest is not None and (len(steps) > 1 or latest <= last):
-            index, oldest = max(last + 1, latest), min(record.span.step for record in made)
-            raise StateError(
-                f"At step {index} neuron {self.name!r} receives what another neuron gave out at step {oldest}, "
-                "with its graph. Nothing may flow between time steps: detach what you carry over (spikes.detach()). If "
-                "it is not carried over, the neurons are at different steps: call learner.reset() before each sequence."
-            )
-        if latest is None:
-            index = session.time.enter(traces)
-        else:
-            index = latest
-            if index == session.clock:
-                session.time.join(traces)
-        if session.sequence.num_steps is not None and index >= session.sequence.num_steps:
-            raise StateError(
-                f"Neuron {self.name!r} runs step {index + 1} of a sequence announced with "
-                f"num_steps={session.sequence.num_steps}. Call learner.reset() before a new sequence, or announce its "
-                "length with learner.reset(num_steps=...)."
-            )
-        traces.sequence, traces.last_step, traces.model_call = number, index, session.time.model_calls
-        traces.steps += 1
-        return index
 
     def _grafted(self, record: Record, spikes: Tensor | None, output: Any) -> Any:
         """Replaces spikes and states in the output (and in the module's buffers) by their grafted versions."""
