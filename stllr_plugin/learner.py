@@ -31,7 +31,7 @@ from stllr_plugin.supervision import Supervision
 from stllr_plugin.ways.methods import WaysOfUse
 
 if TYPE_CHECKING:
-    pass
+    from stllr_plugin.verify.result import Verification
 
 _STATE_KEY = "stllr"
 
