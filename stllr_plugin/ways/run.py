@@ -150,21 +150,13 @@ class _Task:
         """Whether all processes can run in windows; sees to it that they cut the same ones.
 
         What processes exchange must not depend on the data that one of them has. So they speak once in each run.
-
-        Raises:
-            StateError: If they have sequences of different lengths.
         """
         if not several_processes():
             return reason
-        mine = [float(reason is not None), -self.first_supervised, self.num_steps, -self.num_steps]
+        mine = [float(reason is not None), -self.first_supervised]
         all_of = torch.tensor(mine, device=self.inputs[0].device)
         torch.distributed.all_reduce(all_of, torch.distributed.ReduceOp.MAX)
-        must_step, first, longest, shortest = (int(value) for value in all_of.cpu())
-        if longest != -shortest:
-            raise StateError(
-                f"run() got {self.num_steps} time steps in this process, and others have up to {longest}. Pad the "
-                "sequences of all processes to one length, and pass each sample's own with lengths=."
-            )
+        must_step, first = (int(value) for value in all_of.cpu())
         self.common_first = -first
         return "another process must run step by step" if reason is None and must_step else reason
 
