@@ -150,5 +150,8 @@ class Collected(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[None, Tensor | None]:
         """See the class."""
-        found = ctx.collection.deliver()
+        collection: Collection = ctx.collection
+        found = collection.deliver()
+        if found is None and grad is None and collection.site.owned:
+            found = torch.zeros_like(collection.site.current_weight())  # Norse puts hooks on them that cannot take None
         return None, found if grad is None else grad if found is None else grad + found
