@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from stllr_plugin.activations import Psi, Spike, resolve_psi
-from stllr_plugin.calls import SynapseCall
+from stllr_plugin.calls import SynapseCall, is_same_tensor
 from stllr_plugin.errors import SequenceInputError, StateError
 from stllr_plugin.folding import by_steps
 from stllr_plugin.neuron import Neuron
@@ -32,16 +32,12 @@ def group_calls(calls: Sequence[Found]) -> Groups:
     seen: dict[int, list[SynapseCall]] = {}
     for node, call, identity in calls:
         firsts = seen.setdefault(id(call.site), [])
-        number = next((n for n, first in enumerate(firsts) if _same_tensor(first.x, call.x)), None)
+        number = next((n for n, first in enumerate(firsts) if is_same_tensor(first.x, call.x)), None)
         if number is None:
             number = len(firsts)
             firsts.append(call)
         groups.setdefault((id(call.site), number), []).append((node, call, identity))
     return groups
-
-
-def _same_tensor(one: Tensor, other: Tensor) -> bool:
-    return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.stride() == other.stride()
 
 
 def move_edges(

@@ -201,6 +201,16 @@ def changed_in_place(name: str) -> str:
     )
 
 
+def is_same_tensor(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors that are both alive are the same numbers in the same memory."""
+    return (
+        one.data_ptr() == other.data_ptr()
+        and one.shape == other.shape
+        and one.stride() == other.stride()
+        and one.dtype == other.dtype
+    )
+
+
 @dataclass(slots=True, eq=False)
 class InputGate:
     """Whether a learning signal may pass on to the input of a synapse call.

@@ -7,6 +7,9 @@ the other term multiplies the input with,
 
 with G[t] = p[t] + lambda G[t+1], over consecutive steps t >= 0. All steps get their weight from :class:`Collected`,
 which autograd runs after the last of them that takes part in the pass, and which delivers the sum.
+
+An input that is the same at several steps (a picture that is shown all the time) is multiplied once, with the sum of
+its factors.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from stllr_plugin.calls import SynapseCall, SynapseSite
+from stllr_plugin.calls import SynapseCall, SynapseSite, is_same_tensor
 from stllr_plugin.precision import without_autocast
 
 _STEPS = 8  # whose products are made as one, and which are kept for that
@@ -38,6 +41,7 @@ class Collection:
         call: Its call.
         inputs: What is still to be multiplied, [B, ...] each.
         factors: With what.
+        summed: Whether the last factor is a sum, which nobody else holds.
         kept: Bytes of these.
         total: The gradient so far.
     """
@@ -50,6 +54,7 @@ class Collection:
     call: SynapseCall | None = None
     inputs: list[Tensor] = field(default_factory=list)
     factors: list[Tensor] = field(default_factory=list)
+    summed: bool = False
     kept: int = 0
     total: Tensor | None = None
 
@@ -94,6 +99,13 @@ class Collection:
         self.folded = self.before = None
 
     def _keep(self, x: Tensor, factor: Tensor) -> None:
+        if self.inputs and is_same_tensor(x, self.inputs[-1]) and factor.shape == self.factors[-1].shape:
+            if self.summed:
+                self.factors[-1].add_(factor)
+            else:
+                self.factors[-1] = self.factors[-1] + factor
+                self.summed = True
+            return
         fits = not self.inputs or (
             x.shape == self.inputs[0].shape and x.dtype == self.inputs[0].dtype and x.device == self.inputs[0].device
         )
@@ -101,6 +113,7 @@ class Collection:
             self._multiply()
         self.inputs.append(x)
         self.factors.append(factor)
+        self.summed = False
         self.kept += x.numel() * x.element_size() + factor.numel() * factor.element_size()
         if len(self.inputs) >= _STEPS or self.kept > _BYTES:
             self._multiply()

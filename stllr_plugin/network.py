@@ -140,6 +140,8 @@ class Network:
             handle.remove()
         for site in self.synapses:
             site.begin()
+        for layer in self._modules:
+            layer.detach()
         for neuron in self.neurons:
             neuron.detach()
         for kept in self._kept:

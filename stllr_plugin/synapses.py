@@ -122,10 +122,17 @@ class KnownForward:
         kind = next(kind for kind in type(module).__mro__ if kind in _REGISTRY)
         self._functions = tuple(_FUNCTIONS[kind].items())
 
-    def of(self, module: nn.Module) -> bool:
-        """Whether it does now; cheap, since somebody may change that at any time."""
+    def of(self, module: nn.Module, ours: object | None = None) -> bool:
+        """Whether it does now; cheap, since somebody may change that at any time.
+
+        Args:
+            module: The layer.
+            ours: What the learner itself has put in the place of its ``forward``, if anything.
+        """
         kind, own = type(module), module.__dict__
-        return all(getattr(kind, name) is function and name not in own for name, function in self._functions)
+        return all(
+            getattr(kind, name) is function and own.get(name, ours) is ours for name, function in self._functions
+        )
 
 
 @register_synapse(nn.Linear)

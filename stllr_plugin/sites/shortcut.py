@@ -1,4 +1,4 @@
-"""Stands in for a neuron's ``forward`` where its step is known by heart."""
+"""Stands in for a module's ``forward`` where what it gives is known."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from stllr_plugin.neurons.base import AttributeTap
 
 
 class Shortcut(AttributeTap):
-    """Runs something else in place of the neuron's own ``forward``, on this instance only, where there is something.
+    """Runs something else in place of the module's own ``forward``, on this instance only, where there is something.
 
     A deep copy or pickle of the module gets its own ``forward`` back.
 
     Args:
-        module: The neuron.
+        module: The module.
         run: Called with ``forward``'s arguments; returns a list of one output, or None to run ``forward`` itself.
     """
 
@@ -28,7 +28,7 @@ class Shortcut(AttributeTap):
 
     @property
     def plain(self) -> Callable[..., Any]:
-        """The neuron's own ``forward``."""
+        """The module's own ``forward``."""
         return self._plain
 
     @eager

@@ -19,6 +19,7 @@ from stllr_plugin.precision import full_precision
 from stllr_plugin.products import Products
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.session import Session
+from stllr_plugin.sites.repeated import RepeatedInput
 from stllr_plugin.synapses import KnownForward, Synapse, Term
 from stllr_plugin.unknown_spikes import WAY_OUT
 from stllr_plugin.walk import records_behind
@@ -53,6 +54,7 @@ class ModuleSite(SynapseSite):
     ) -> None:
         """See the class."""
         self._open: list[_OpenCall | None] = []
+        self._repeated = RepeatedInput(session, module)
         super().__init__(session, name, rule)
         self.module = module
         self.synapse = synapse
@@ -69,7 +71,8 @@ class ModuleSite(SynapseSite):
         if self.session.window is None:
             hooks = self.module._forward_hooks
             first = not _global_forward_hooks and next(iter(hooks.values()), None) is self._after
-            self._own = not (self._known.of(self.module) and (first or self._after is None))
+            known = self._known.of(self.module, self._repeated.shortcut)
+            self._own = not (known and (first or self._after is None))
         return self._own
 
     def attach(self) -> list[Any]:
@@ -93,11 +96,17 @@ class ModuleSite(SynapseSite):
         assert bias is not None
         return self.synapse.bias_gradient(self.module, full_precision(g)).to(bias.dtype)
 
+    def detach(self) -> None:
+        """Gives the module its own ``forward`` back."""
+        self._recover()
+        self._repeated.detach()
+
     def begin(self) -> None:
         """See the base class."""
         super().begin()
         self.session.uncalled.add(self)
         self._recover()
+        self._repeated.forget()
 
     def _recover(self) -> None:
         """Gives back the weight of a call that was cut off where torch runs no more hooks (Ctrl-C)."""
@@ -165,6 +174,8 @@ class ModuleSite(SynapseSite):
             opened.bias = bias
         self._open.append(opened)
         changed = self._without_past(args, kwargs)
+        if not self.stands_aside and self.session.window is None and changed is None:
+            self._repeated.before(args[0] if args else kwargs.get(self.synapse.input_name))
         if any(getattr(parameter, "_post_accumulate_grad_hooks", None) for parameter in parameters):
             changed = self._weight_in_use(*((args, kwargs) if changed is None else changed), opened)
         return changed
@@ -244,6 +255,8 @@ class ModuleSite(SynapseSite):
         if self.stands_aside:
             self.passed = x
             return None
+        if self.session.window is None:
+            self._repeated.after(output)
         return self.tag(x, output, opened.weight, opened.bias, opened.parameters[0])
 
 
