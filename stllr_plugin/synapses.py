@@ -86,7 +86,7 @@ class Synapse:
         return x.dim() > 1
 
     def bias_gradient(self, module: nn.Module, g: Tensor) -> Tensor:
-        """Gradient of ``bias`` for an output gradient g [B, ...]; for types with :attr:`sums_bias`."""
+        """Gradient of ``bias`` for an output gradient g [B, ...]; for types with :attr:`sums_bias`, and Linear."""
         raise NotImplementedError
 
 
@@ -146,6 +146,10 @@ class LinearSynapse(Synapse):
     def weight_gradients(self, module: nn.Module, terms: Sequence[Term], weight: Tensor) -> Tensor:
         """See the base class; all products go into one tensor."""
         return linear_weight_gradients(terms)
+
+    def bias_gradient(self, module: nn.Module, g: Tensor) -> Tensor:
+        """See the base class; leading dimensions are summed over."""
+        return g.sum(list(range(g.dim() - 1))) if g.dim() > 1 else g
 
 
 def linear_weight_gradients(terms: Sequence[Term]) -> Tensor:

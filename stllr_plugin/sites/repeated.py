@@ -37,7 +37,7 @@ class RepeatedInput:
         self._module = module
         self._possible = type(module) in _PLAIN
         self._expected = False  # whether an input came twice, and the last one that was kept did so as well
-        self._use = False
+        self.is_known = False  # whether the output of the call that follows is
         self.shortcut: Shortcut | None = None
         self.forget()
 
@@ -57,7 +57,7 @@ class RepeatedInput:
 
     def before(self, x: Any) -> None:
         """Looks at the input of a call that follows."""
-        self._use = False
+        self.is_known = False
         if not self._possible or not isinstance(x, Tensor) or x.requires_grad or x.device.type != "cpu":
             self.forget()
             return
@@ -72,8 +72,13 @@ class RepeatedInput:
             self.shortcut = Shortcut(self._module, self._instead)
             self.shortcut.install()  # from the next call on
         # Its memory may have been written to past torch, as where it is an array of numpy's.
-        self._use = self._copy is not None and torch.equal(x, self._copy) and self._found == self._look()
-        if not self._use:
+        self.is_known = (
+            self._copy is not None
+            and self._output is not None
+            and torch.equal(x, self._copy)
+            and self._found == self._look()
+        )
+        if not self.is_known:
             self._output = None
 
     def after(self, output: Tensor) -> None:
@@ -83,8 +88,8 @@ class RepeatedInput:
             self._found = self._look()
 
     def _instead(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
-        use, self._use = self._use, False
-        return [self._output.clone()] if use and self._output is not None else None
+        known, self.is_known = self.is_known, False
+        return [self._output.clone()] if known and self._output is not None else None
 
     def _look(self) -> tuple[Any, ...]:
         """What else must be the same for the output to be."""

@@ -155,6 +155,9 @@ class ModuleSite(SynapseSite):
             self._open.append(None)
             return None
         refuse_recomputation(self.name)
+        changed = self._without_past(args, kwargs)
+        if not self.stands_aside and self.session.window is None and changed is None:
+            self._repeated.before(args[0] if args else kwargs.get(self.synapse.input_name))
         name = self.synapse.weight_name
         opened = _OpenCall(None, parameters)
         if not parametrize.is_parametrized(self.module, name):
@@ -168,14 +171,12 @@ class ModuleSite(SynapseSite):
         if opened.computed is None:
             for parameter in parameters:
                 parameter.requires_grad_(False)
-        bias = self.module._parameters.get("bias") if self.synapse.sums_bias or self.stands_aside else None
+        sums_bias = self.synapse.sums_bias or self.stands_aside or self._repeated.is_known
+        bias = self.module._parameters.get("bias") if sums_bias else None
         if bias is not None and bias.requires_grad:
             bias.requires_grad_(False)
             opened.bias = bias
         self._open.append(opened)
-        changed = self._without_past(args, kwargs)
-        if not self.stands_aside and self.session.window is None and changed is None:
-            self._repeated.before(args[0] if args else kwargs.get(self.synapse.input_name))
         if any(getattr(parameter, "_post_accumulate_grad_hooks", None) for parameter in parameters):
             changed = self._weight_in_use(*((args, kwargs) if changed is None else changed), opened)
         return changed
