@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from stllr_plugin.neurons.surrogates import other_surrogate, surrogate_name, sur
 from stllr_plugin.own_weights import OwnWeightSite
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.session import Session
+
+T = TypeVar("T")
 
 
 class Neuron:
@@ -54,7 +57,7 @@ class Neuron:
         self.tap = adapter.make_tap(module)
         self.passed: list[tuple[OwnWeightSite, Tensor]] = []
         self._surrogate_checked = False
-        self._known = (-1, False)
+        self._known: dict[Callable[[Neuron], Any], tuple[int, Any]] = {}
         self._rules: dict[STLLRRule, STLLRRule] = {}  # synapses' own rules, with lambda_pre="leak" replaced
 
     @property
@@ -72,12 +75,13 @@ class Neuron:
         """Whether the module takes [time, batch, ...], of which the learner feeds and accepts one step per call."""
         return self.adapter.is_sequence(self.module)
 
-    def known_as(self, holds: Callable[[Neuron], bool]) -> bool:
-        """Whether something holds of the module: looked at once per sequence, since it is looked up at each step."""
+    def known(self, look: Callable[[Neuron], T]) -> T:
+        """What there is to see of the module: looked at once per sequence, since it is needed at each step."""
         number = self.session.sequence.number
-        if self._known[0] != number:
-            self._known = (number, holds(self))
-        return self._known[1]
+        seen = self._known.get(look)
+        if seen is None or seen[0] != number:
+            seen = self._known[look] = (number, look(self))
+        return seen[1]
 
     def _with_leak(self, rule: STLLRRule) -> STLLRRule:
         if rule.lambda_pre != "leak":

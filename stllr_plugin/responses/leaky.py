@@ -6,7 +6,9 @@ nothing needs a graph: a gradient of u is a gradient of the input.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -37,13 +39,13 @@ class LeakyKnowledge(Knowledge):
     def serves(self, neuron: Neuron, current: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """See the base class."""
         module: Any = neuron.module
-        if kwargs or not current.is_floating_point() or not neuron.known_as(_is_plain):
+        if kwargs or not current.is_floating_point() or not neuron.known(_is_plain):
             return False
         if args and len(args) != len(neuron.adapter.state_buffers(module)):
             return False
         if not hasattr(module, "recurrent"):
             return True
-        return current.dim() > 1 and _Recurrence.of(neuron) is not None
+        return current.dim() > 1 and neuron.known(_Recurrence.of) is not None
 
     def of_step(self, neuron: Neuron, step: NeuronStep, output: Any, states: list[Tensor]) -> KnownResponse:
         """See the base class; the only state besides the spikes is the membrane."""
@@ -51,7 +53,7 @@ class LeakyKnowledge(Knowledge):
         module: Any = neuron.module
         inner, bias = [], []
         if hasattr(module, "recurrent"):
-            recurrence = _Recurrence.of(neuron)
+            recurrence = neuron.known(_Recurrence.of)
             assert recurrence is not None
             inner, bias = recurrence.calls(recurrence.passed()), recurrence.trained_bias()
         leaves, spikes = spikes_first(step, states)
@@ -60,28 +62,44 @@ class LeakyKnowledge(Knowledge):
     def step(self, neuron: Neuron, current: Tensor, args: tuple[Any, ...]) -> tuple[Any, NeuronStep] | None:
         """See the base class; the operations are those of the module, without its surrogate and its reset's graph."""
         module: Any = neuron.module
-        if hasattr(module, "recurrent"):
-            return None
-        given = args[0] if args else None
-        if given is not None and module.init_hidden:
+        buffers = module._buffers
+        recurrence = None
+        given = [state for state in args if state is not None]
+        if given and module.init_hidden:
             return None  # the module refuses it
-        mem = module._buffers["mem"] if given is None else given
-        if mem.shape != current.shape:
-            mem = torch.zeros_like(current)
-        threshold, how = module.threshold, module.reset_mechanism_val
-        fired = spike_dtype(module.spike_grad, current.dtype)
+        if "recurrent" in module._modules:
+            spk = buffers["spk"] if not args or args[0] is None else args[0]
+            mem = buffers["mem"] if len(args) < 2 or args[1] is None else args[1]
+            recurrence = neuron.known(_Recurrence.of)
+            if recurrence is None:
+                return None
+        else:
+            mem = given[0] if given else buffers["mem"]
         with torch.no_grad():
-            reset = _fires(mem - threshold, fired)
-            u = module.beta.clamp(0, 1) * (mem if how != 1 else (1 - reset) * mem) + current
+            if mem.shape != current.shape:
+                mem = torch.zeros_like(current)
+            numbers = _numbers(neuron)
+            threshold, how = numbers.threshold, numbers.how
+            fired = spike_dtype(module.spike_grad, current.dtype)
+            reset = _above(mem, threshold, fired)
+            # One after the other and rounded as in the module, so that its spikes are the same to the last bit.
+            u = torch.mul(mem if how != 1 else (1 - reset) * mem, numbers.beta)
+            u = u.add_(current) if u.dtype == current.dtype else u + current
+            if recurrence is not None:
+                if spk.shape != current.shape:
+                    spk = torch.zeros_like(current)
+                u = u + recurrence.step(spk)
             if how == 0:
-                u = u - reset * threshold
+                u = _without(u, reset, threshold)
             v = u - threshold
-            spikes = _fires(v, fired)
+            spikes = _above(u, threshold, fired)
             kept = u
-            if not module.reset_delay and how != 2:
+            if not numbers.delayed and how != 2:
                 kept = u - (spikes - reset) * threshold
-        module._buffers["mem"] = kept
-        module.reset = reset
+        buffers["mem"] = kept
+        if recurrence is not None:
+            buffers["spk"] = spikes
+        _set(module, "reset", reset)
         output = (spikes, kept) if module.output or not module.init_hidden else spikes
         return output, NeuronStep(u, v, spikes)
 
@@ -180,9 +198,69 @@ def _run(
     return distances, spikes, returned, mem if returned is None else mem.clone()
 
 
-def _fires(v: Tensor, dtype: torch.dtype) -> Tensor:
-    """Where v > 0, as numbers, in one pass."""
-    return torch.gt(v, 0, out=torch.empty_like(v, dtype=dtype))
+@dataclass(slots=True)
+class _Numbers:
+    """Of one neuron, as a step needs them.
+
+    Attributes:
+        found: What they were read from.
+        state: In which state that was.
+        beta: Between 0 and 1; a number where reading it does not wait for a device.
+        threshold: The same.
+        how: 0 subtracts the threshold, 1 sets to zero, 2 leaves the membrane.
+        delayed: Whether the reset comes at the next step.
+    """
+
+    found: tuple[Tensor, Tensor]
+    state: tuple[Any, ...]
+    beta: Any
+    threshold: Any
+    how: int
+    delayed: bool
+
+
+_NUMBERS: WeakKeyDictionary[Any, _Numbers] = WeakKeyDictionary()
+
+
+def _numbers(neuron: Neuron) -> _Numbers:
+    """The neuron's numbers, read again where somebody has changed them."""
+    module: Any = neuron.module
+    buffers = module._buffers
+    beta, threshold, how = buffers["beta"], buffers["threshold"], buffers["reset_mechanism_val"]
+    number = neuron.session.sequence.number  # read once per sequence in any case
+    state = (number, beta._version, threshold._version, how._version, module.reset_delay)
+    known = _NUMBERS.get(module)
+    if known is None or known.state != state or known.found[0] is not beta or known.found[1] is not threshold:
+        delayed = bool(module.reset_delay)
+        numbers = _as_number(beta.clamp(0, 1)), _as_number(threshold)
+        known = _NUMBERS[module] = _Numbers((beta, threshold), state, *numbers, int(how), delayed)
+    return known
+
+
+def _as_number(tensor: Tensor) -> Any:
+    return tensor.item() if tensor.dim() == 0 and tensor.device.type == "cpu" else tensor
+
+
+def _above(membrane: Tensor, threshold: Any, dtype: torch.dtype) -> Tensor:
+    """Where the membrane is above the threshold, as numbers, in one pass; the same as where the difference is > 0."""
+    if membrane.dtype not in (torch.float32, torch.float64):  # in which the threshold may be another number
+        membrane, threshold = membrane - threshold, 0
+    above = torch.empty_like(membrane, dtype=dtype)
+    torch.gt(membrane, threshold, out=above)
+    return above
+
+
+def _without(u: Tensor, reset: Tensor, threshold: Any) -> Tensor:
+    """``u - reset * threshold``; a product with 0 or 1 is not rounded, so it may be fused."""
+    if isinstance(threshold, float) and u.dtype == reset.dtype:
+        return u.sub_(reset, alpha=threshold)
+    return u - reset * threshold
+
+
+def _set(module: nn.Module, name: str, value: Tensor) -> None:
+    """Sets a plain attribute or a buffer, as ``setattr`` does, without its search."""
+    place = module._buffers if name in module._buffers else module.__dict__
+    place[name] = value
 
 
 def _undone(module: Any) -> OfLeaf | None:
@@ -205,6 +283,7 @@ def _is_plain(neuron: Neuron) -> bool:
     kind: Any = type(module)
     return (
         kind in (Leaky, RLeaky)
+        and {"beta", "threshold", "reset_mechanism_val"} <= module._buffers.keys()
         and getattr(neuron.tap, "own", None) is None  # a `fire` of the user's on this instance
         and _OWN_METHODS.isdisjoint(module.__dict__)
         and getattr(module.state_function, "__func__", None) in (kind._base_sub, kind._base_zero, kind._base_int)
@@ -251,6 +330,11 @@ class _Recurrence:
             product = spike_product(spikes, self.module.weight, self._parts)
             if product is not None:
                 return product if self.module.bias is None else product.add_(self.module.bias)
+        return self._forward(self.module, spikes)  # type: ignore[no-any-return]
+
+    def step(self, spikes: Tensor) -> Tensor:
+        """The current that last step's spikes make, at a step that is attached: the layer's own product."""
+        self.site.passed = spikes
         return self._forward(self.module, spikes)  # type: ignore[no-any-return]
 
     def passed(self) -> Tensor:

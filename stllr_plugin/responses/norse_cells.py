@@ -36,7 +36,7 @@ class CellKnowledge(Knowledge):
 
     def serves(self, neuron: Neuron, current: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """See the base class."""
-        if set(kwargs) - {"state"} or len(args) + len(kwargs) > 1 or not neuron.known_as(_is_plain):
+        if set(kwargs) - {"state"} or len(args) + len(kwargs) > 1 or not neuron.known(_is_plain):
             return False
         if not current.is_floating_point() or current.is_sparse:
             return False

@@ -101,7 +101,7 @@ class RepeatedInput:
 
     def _pays(self, x: Tensor) -> bool:
         weight = self._module._parameters.get("weight")
-        return weight is not None and x.numel() * len(weight) >= _SMALLEST
+        return weight is not None and x.numel() * (weight.numel() // weight.shape[1]) >= _SMALLEST
 
 
 def _sample(parameter: Tensor) -> list[float]:
