@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -120,6 +121,9 @@ NAMED: dict[str, type] = {
 }
 
 
+_BY_VALUE = frozenset(NAMED.values()) - {Spike}  # which goes by the spikes that the neuron gave out
+
+
 def resolve_psi(psi: str | Psi | None) -> Psi | None:
     """Turns a name into its function; callables and None pass through.
 
@@ -134,10 +138,20 @@ def resolve_psi(psi: str | Psi | None) -> Psi | None:
     if isinstance(psi, str):
         if psi not in NAMED:
             raise RuleError(f"psi={psi!r} is not known; use one of {sorted(NAMED)}, a callable v -> psi(v), or None.")
-        return NAMED[psi]()  # type: ignore[no-any-return]
+        return _named(psi)
     if not callable(psi):
         raise RuleError(f"psi must be a name, a callable v -> psi(v) or None; found {type(psi).__name__}.")
     return psi
+
+
+@cache
+def _named(psi: str) -> Psi:
+    return NAMED[psi]()  # type: ignore[no-any-return]
+
+
+def is_by_value(psi: Psi | None) -> bool:
+    """Whether psi is one of this module's, which give the same for the same v whenever they are asked."""
+    return type(psi) in _BY_VALUE
 
 
 def describe_psi(psi: str | Psi | None) -> Any:

@@ -6,22 +6,25 @@ One attached step, and a window of steps that run at once, both come here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor
 
-from stllr_plugin.activations import Psi, Spike, resolve_psi
-from stllr_plugin.calls import SynapseCall, is_same_tensor
+from stllr_plugin.activations import Psi, Spike, is_by_value, resolve_psi
+from stllr_plugin.calls import SynapseCall, SynapseSite, is_same_tensor
 from stllr_plugin.errors import SequenceInputError, StateError
 from stllr_plugin.folding import by_steps
 from stllr_plugin.neuron import Neuron
 from stllr_plugin.precision import full_precision
-from stllr_plugin.record import PostFactors, SynapticInput
+from stllr_plugin.record import Carrier, PostFactors, SynapticInput
 from stllr_plugin.responses.base import InnerSynapse
 from stllr_plugin.rule import STLLRRule
+from stllr_plugin.steps import MembraneSteps
 from stllr_plugin.traces import EdgeTraces, NeuronTraces, PostTrace, edge_name
 from stllr_plugin.unknown_spikes import WAY_OUT
 from stllr_plugin.walk import Found
 
+PsiKey = tuple["Psi | None", float]
 Key = tuple[int, int]  # id of a synapse's site, number of the call within a step
 Groups = dict[Key, list[Found]]
 
@@ -45,7 +48,7 @@ def move_edges(
     traces: NeuronTraces,
     groups: Groups,
     inner: Sequence[InnerSynapse],
-    num_steps: int,
+    num_steps: int | None,
     step: int,
     lend: bool,
     summed: Sequence[SynapseCall] | None = None,
@@ -57,7 +60,7 @@ def move_edges(
         traces: The layer's traces.
         groups: The calls of synapses in front of it, on all of the steps at once.
         inner: Those of synapses within it.
-        num_steps: K.
+        num_steps: K, of a window; None for a step that is attached.
         step: The last of the steps.
         lend: Whether a backward pass will follow.
         summed: The calls of which the neuron's input is the plain sum; None to go by what the walk says.
@@ -67,8 +70,11 @@ def move_edges(
         call = members[0][1]
         for _, member, _ in members:
             _consume(neuron.name, member, step)
-        x = call.x.unsqueeze(0) if num_steps == 1 else call.x.reshape(num_steps, -1, *call.x.shape[1:])
-        synaptic = _moved(neuron, traces, key, call, x, lend)
+        if num_steps is None:
+            synaptic = _stepped(neuron, traces, key, call, call.x, lend, call.kept)
+        else:
+            x = call.x.reshape(num_steps, -1, *call.x.shape[1:])
+            synaptic = _moved(neuron, traces, key, call, x)
         synaptic.nodes = [(node, identity) for node, _, identity in members]
         plain = members[0][2] if summed is None else sum(one is call for one in summed) == 1
         synaptic.edge.direct = len(members) == 1 and plain and call.product is None
@@ -80,7 +86,11 @@ def move_edges(
         while (id(site), number) in groups:
             number += 1
         synapse.call.consumers[neuron.name] = step
-        synaptic = _moved(neuron, traces, (id(site), number), synapse.call, synapse.x, lend)
+        key = (id(site), number)
+        if num_steps is None:
+            synaptic = _stepped(neuron, traces, key, synapse.call, synapse.x[0], lend, kept=False)
+        else:
+            synaptic = _moved(neuron, traces, key, synapse.call, synapse.x)
         synaptic.inner = position
         inputs.append(synaptic)
     if len(inputs) < len(traces.edges):
@@ -88,25 +98,38 @@ def move_edges(
     return inputs
 
 
-def _moved(neuron: Neuron, traces: NeuronTraces, key: Key, call: SynapseCall, x: Tensor, lend: bool) -> SynapticInput:
+def _edge(neuron: Neuron, traces: NeuronTraces, key: Key, site: SynapseSite) -> EdgeTraces:
     edge = traces.edges.get(key)
     if edge is None:
-        name = edge_name(call.site.name, neuron.name, key[1], traces.number)
-        edge = traces.edges[key] = EdgeTraces(name, call.site)
-        traces.sites.add(call.site)
-    rule = neuron.rule_for(call.site.rule)
+        name = edge_name(site.name, neuron.name, key[1], traces.number)
+        edge = traces.edges[key] = EdgeTraces(name, site)
+        traces.sites.add(site)
+    return edge
+
+
+def _moved(neuron: Neuron, traces: NeuronTraces, key: Key, call: SynapseCall, x: Tensor) -> SynapticInput:
+    edge, rule = _edge(neuron, traces, key, call.site), neuron.rule_for(call.site.rule)
     x = full_precision(x)
-    before, after = edge.advance(x, float(rule.lambda_pre), lend)
-    return SynapticInput(call, x, before, after if len(x) == 1 else None, rule, edge)
+    before = edge.window(x, float(rule.lambda_pre))
+    return SynapticInput(call, rule, edge, several=x, before_several=before)
+
+
+def _stepped(
+    neuron: Neuron, traces: NeuronTraces, key: Key, call: SynapseCall, x: Tensor, lend: bool, kept: bool
+) -> SynapticInput:
+    edge, rule = _edge(neuron, traces, key, call.site), neuron.rule_for(call.site.rule)
+    x = full_precision(x)
+    steps, position = edge.step(x, float(rule.lambda_pre), lend, kept)
+    return SynapticInput(call, rule, edge, x, steps, position)
 
 
 def _fade(neuron: Neuron, traces: NeuronTraces, called: set[int], lend: bool) -> None:
     """Lets the traces of synapses decay that were not called at this step."""
     for edge in traces.edges.values():
-        if id(edge) in called or edge.pre is None:
+        if id(edge) in called or edge.like is None:
             continue
         rule = neuron.rule_for(edge.site.rule)
-        edge.decay(float(rule.lambda_pre), lend)
+        edge.decay(float(rule.lambda_pre))
         if lend and rule.lambda_pre != 0.0 and edge.site.current_weight().requires_grad:
             raise StateError(
                 f"Synapse {edge.site.name!r} was not called at a step of neuron {neuron.name!r}, although its trace "
@@ -139,7 +162,7 @@ def move_posts(
     spikes: Tensor | None,
     lend: bool,
 ) -> tuple[dict[STLLRRule, PostFactors], Tensor | None]:
-    """Computes psi(v) and moves the postsynaptic traces on, once per distinct psi and decay.
+    """Computes psi(v) of a window and moves the postsynaptic traces on, once per distinct psi and decay.
 
     Args:
         neuron: The neuron.
@@ -158,34 +181,100 @@ def move_posts(
     v = full_precision(v)
     values: dict[Psi | None, Tensor] = {}
 
-    def psi_of(rule: STLLRRule) -> Tensor:
-        psi = resolve_psi(rule.psi)
+    def psi_of(psi: Psi | None) -> Tensor:
         if psi not in values:
-            value = _fired(spikes, v) if isinstance(psi, Spike) else by_steps(lambda step: neuron.psi(psi, step), v)
-            values[psi] = value if gate is None else value * gate
+            values[psi] = _psi(neuron, psi, v, gate, spikes)
         return values[psi]
 
+    traces.settle_posts()
     posts: dict[STLLRRule, PostFactors] = {}
-    before: dict[tuple[Psi | None, float], Tensor | None] = {}
-    called = dict.fromkeys(synaptic.rule for synaptic in inputs)
-    others = (neuron.rule_for(edge.site.rule) for edge in traces.edges.values())
-    rules = {**called, **dict.fromkeys(others)}
+    before: dict[PsiKey, Tensor | None] = {}
+    called = {synaptic.rule for synaptic in inputs}
+    for rule in _rules(neuron, traces, inputs):
+        key = (resolve_psi(rule.psi), rule.lambda_post)
+        if rule.alpha_post != 0.0 and key not in before:
+            before[key] = _post(neuron, traces, rule, key, len(v)).window(psi_of(key[0]))
+        if lend and rule in called:
+            posts[rule] = PostFactors(rule, psi_of(key[0]), before.get(key))
+    carries = psi_of(resolve_psi(neuron.rule.psi)) if lend and neuron.rule.propagate == "psi" else None
+    return posts, carries
+
+
+def step_posts(
+    neuron: Neuron,
+    traces: NeuronTraces,
+    inputs: Sequence[SynapticInput],
+    v: Tensor | None,
+    gate: Tensor | None,
+    spikes: Tensor | None,
+    lend: bool,
+) -> tuple[dict[STLLRRule, PostFactors], Carrier | None]:
+    """As :func:`move_posts`, for a single step: notes v [B, ...], of which psi and the traces are made once needed."""
+    if v is None:
+        return {}, None
+    v = full_precision(v)
+    rules = _rules(neuron, traces, inputs)
+    carries = lend and neuron.rule.propagate == "psi"
+    keys: list[PsiKey] = []
+    wanted = [resolve_psi(neuron.rule.psi)] if carries else []
+    for rule in rules:
+        psi = resolve_psi(rule.psi)
+        if rule.alpha_post != 0.0:
+            key = (psi, rule.lambda_post)
+            if key not in keys:
+                keys.append(key)
+                _post(neuron, traces, rule, key, 1)
+        if psi not in wanted and (rule.alpha_post != 0.0 or lend):
+            wanted.append(psi)
+    if gate is None and all(is_by_value(psi) for psi in wanted):
+        steps = traces.membranes
+        if steps is None or not steps.takes(v) or list(steps.starts) != keys or steps.wanted != wanted:
+            traces.settle_posts()
+            look = partial(_psi_of_steps, neuron)
+            steps = MembraneSteps(look, {key: traces.posts[key].trace for key in keys}, wanted)
+            traces.membranes = steps
+        position = steps.add(v)
+        if not lend:  # nobody will ask for more than the traces
+            traces.settle_posts()
+    else:  # somebody else's function, or one of the spikes: as it is now
+        traces.settle_posts()
+        psis = {psi: _psi(neuron, psi, v.unsqueeze(0), gate, spikes)[0] for psi in wanted}
+        starts = {key: traces.posts[key].trace for key in keys}
+        traces.membranes, position = MembraneSteps.of_one(psis, starts, v), 0
+        steps = traces.membranes
+    called = {synaptic.rule for synaptic in inputs} if lend else ()
+    posts = {rule: PostFactors(rule, steps=steps, position=position) for rule in called}
+    return posts, Carrier(wanted[0], steps, position) if carries else None
+
+
+def _psi(neuron: Neuron, psi: Psi | None, v: Tensor, gate: Tensor | None, spikes: Tensor | None) -> Tensor:
+    value = _fired(spikes, v) if isinstance(psi, Spike) else _psi_of_steps(neuron, psi, v)
+    return value if gate is None else value * gate
+
+
+def _psi_of_steps(neuron: Neuron, psi: Psi | None, v: Tensor) -> Tensor:
+    return by_steps(lambda step: neuron.psi(psi, step), v)
+
+
+def _rules(neuron: Neuron, traces: NeuronTraces, inputs: Sequence[SynapticInput]) -> dict[STLLRRule, None]:
+    """The rules for which a layer keeps traces."""
+    rules = dict.fromkeys(synaptic.rule for synaptic in inputs)
+    if len(traces.edges) > len(inputs):
+        rules.update(dict.fromkeys(neuron.rule_for(edge.site.rule) for edge in traces.edges.values()))
     if not rules and (neuron.session.uncalled or traces.shared):  # its synapse may be one that was not called yet
         rules[neuron.rule] = None
     elif not rules:
+        traces.settle_posts()
         traces.posts.clear()
-    for rule in rules:
-        key = (resolve_psi(rule.psi), rule.lambda_post)
-        if rule.alpha_post != 0.0 and key not in before:
-            post = traces.posts.get(key)
-            if post is None:
-                _check_from_the_first_step(neuron, traces, rule, len(v))
-                post = traces.posts[key] = PostTrace(*key)
-            before[key] = post.advance(psi_of(rule), lend)
-        if lend and rule in called:
-            posts[rule] = PostFactors(rule, psi_of(rule), before.get(key))
-    carries = psi_of(neuron.rule) if lend and neuron.rule.propagate == "psi" else None
-    return posts, carries
+    return rules
+
+
+def _post(neuron: Neuron, traces: NeuronTraces, rule: STLLRRule, key: PsiKey, num_steps: int) -> PostTrace:
+    post = traces.posts.get(key)
+    if post is None:
+        _check_from_the_first_step(neuron, traces, rule, num_steps)
+        post = traces.posts[key] = PostTrace(*key)
+    return post
 
 
 def _check_from_the_first_step(neuron: Neuron, traces: NeuronTraces, rule: STLLRRule, num_steps: int) -> None:

@@ -131,6 +131,7 @@ class SynapseSite:
             self.session.span(step),
             gate,
             product=product,
+            kept=x.grad_fn is not None,
         )
         if first:
             self._first_call, self._first_step = call, step
@@ -245,6 +246,7 @@ class SynapseCall:
         arrivals: What neurons have sent back to its output; None if nobody but them can have seen that.
         onward: Where its input's gradient arrives, if other synapses are behind it.
         onward_position: Where among what its node sends on that gradient is.
+        kept: Whether the input was made within the graph, so that its memory is not used again for another one.
     """
 
     site: SynapseSite
@@ -260,6 +262,7 @@ class SynapseCall:
     arrivals: Arrivals | None = None
     onward: Arrivals | None = None
     onward_position: int = 0
+    kept: bool = False
 
     def weight_gradient(self, terms: Sequence[Term]) -> Tensor:
         """The weight's gradient, summed over pairs of an input and an output gradient."""

@@ -23,6 +23,7 @@ from torch.autograd import Function
 
 from stllr_plugin.calls import SynapseCall, SynapseSite, is_same_tensor
 from stllr_plugin.precision import without_autocast
+from stllr_plugin.steps import InputSteps
 
 _STEPS = 8  # whose products are made as one, and which are kept for that
 _BYTES = 1 << 24  # of inputs and factors that are kept
@@ -37,7 +38,7 @@ class Collection:
         decay: lambda_pre.
         task: Number of the backward pass; what an earlier one left behind, as it was cut off by an error, is forgotten.
         folded: G[t] of the step that came in last.
-        before: tr_x[t-1] of that step; None at the beginning of a sequence.
+        last: Which that is.
         call: Its call.
         inputs: What is still to be multiplied, [B, ...] each.
         factors: With what.
@@ -50,7 +51,7 @@ class Collection:
     decay: float
     task: int = -1
     folded: Tensor | None = None
-    before: Tensor | None = None
+    last: tuple[InputSteps, int] | None = None
     call: SynapseCall | None = None
     inputs: list[Tensor] = field(default_factory=list)
     factors: list[Tensor] = field(default_factory=list)
@@ -62,8 +63,8 @@ class Collection:
         self,
         call: SynapseCall,
         x: Tensor,
-        trace: Tensor,
-        before: Tensor | None,
+        steps: InputSteps,
+        position: int,
         causal: Tensor | None,
         noncausal: Tensor | None,
     ) -> None:
@@ -72,8 +73,8 @@ class Collection:
         Args:
             call: The synapse call.
             x: Its input x[t], [B, ...].
-            trace: tr_x[t].
-            before: tr_x[t-1]; None at the beginning of a sequence.
+            steps: The steps of which it is one.
+            position: Which of them.
             causal: p[t], at the synapse's output.
             noncausal: n[t].
         """
@@ -81,22 +82,31 @@ class Collection:
         if task != self.task:
             self._forget(task)
         self.site.check_input(call)
-        if self.folded is not None and self.before is not trace:
+        steps.used = True
+        if self.folded is not None and not self._precedes(steps, position):
             self._end_run()  # the step that came in before does not follow on this one
         self.call = call
         folded = causal
         if self.folded is not None:
             folded = self.folded * self.decay if causal is None else torch.add(causal, self.folded, alpha=self.decay)
-        self.before, self.folded = before, folded if self.decay else None
+        self.last, self.folded = (steps, position), folded if self.decay else None
         factor = noncausal if folded is None else folded if noncausal is None else folded + noncausal
         if factor is not None:
             self._keep(x, factor)
 
+    def _precedes(self, steps: InputSteps, position: int) -> bool:
+        assert self.last is not None
+        later, place = self.last
+        return later.run is steps.run and later.first + place == steps.first + position + 1
+
     def _end_run(self) -> None:
         """Brings in what the steps before the last one that came in have left in the trace."""
-        if self.folded is not None and self.before is not None:
-            self._keep(self.before, self.folded * self.decay)
-        self.folded = self.before = None
+        if self.folded is not None and self.last is not None:
+            steps, position = self.last
+            before = steps.before(position)
+            if before is not None:
+                self._keep(before, self.folded * self.decay)
+        self.folded = self.last = None
 
     def _keep(self, x: Tensor, factor: Tensor) -> None:
         if self.inputs and is_same_tensor(x, self.inputs[-1]) and factor.shape == self.factors[-1].shape:
@@ -145,7 +155,7 @@ class Collection:
         return total
 
     def _forget(self, task: int) -> None:
-        self.task, self.folded, self.before, self.call, self.total, self.kept = task, None, None, None, None, 0
+        self.task, self.folded, self.last, self.call, self.total, self.kept = task, None, None, None, None, 0
         self.inputs.clear()
         self.factors.clear()
 

@@ -39,11 +39,11 @@ def report(network: Network, settings: dict[str, Any]) -> Report:
 def traces(network: Network) -> dict[str, dict[str, Tensor | None]]:
     """The running traces by edge name: "pre" (shape of the synapse's input) and "post" (of the neuron), or None."""
     result: dict[str, dict[str, Tensor | None]] = {}
+    for _, layer in network.layers():
+        layer.settle()
     for _, layer, edge, rule in network.edges():
         post = layer.posts.get((resolve_psi(rule.psi), rule.lambda_post))
         edge.lent = True
-        if post is not None:
-            post.lent = True
         result[edge.name] = {"pre": edge.pre, "post": None if post is None else post.trace}
     return result
 
@@ -52,6 +52,7 @@ def memory_usage(network: Network) -> dict[str, int]:
     """Bytes held between time steps, by what they are for, and their total."""
     usage = {"pre": 0, "post": 0, "feedback": 0}
     for _, layer in network.layers():
+        layer.settle()
         usage["pre"] += sum(num_bytes(edge.pre) for edge in layer.edges.values())
         usage["post"] += sum(num_bytes(post.trace) for post in layer.posts.values())
     usage.update(network.signal.memory())
@@ -69,6 +70,7 @@ def assert_finite(network: Network) -> None:
     """
     checks: list[tuple[str, Tensor]] = []
     for neuron, layer in network.layers():
+        layer.settle()
         for edge in layer.edges.values():
             if edge.pre is not None:
                 checks.append((f"the presynaptic trace of edge {edge.name}: the input of that synapse was", edge.pre))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
+from stllr_plugin.activations import Psi, resolve_psi
 from stllr_plugin.arrivals import Arrivals
 from stllr_plugin.between import pull_back
 from stllr_plugin.calls import SynapseCall
@@ -29,6 +30,7 @@ from stllr_plugin.marks import Mark, mark_of, nested
 from stllr_plugin.responses.base import Response
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.session import Session
+from stllr_plugin.steps import InputSteps, MembraneSteps
 from stllr_plugin.supervision import Span
 from stllr_plugin.synapses import Term
 from stllr_plugin.traces import EdgeTraces
@@ -43,11 +45,13 @@ class SynapticInput:
 
     Attributes:
         call: The synapse call (the first, where there are several).
-        x: Its inputs, [K, B, ...], of at least float32.
-        before: tr_x at the end of the steps before; None at the beginning of a sequence.
-        trace: tr_x at the end of a single step; None for more.
         rule: The edge's rule.
         edge: The edge's state.
+        single: Its input at a single step, [B, ...], of at least float32; None for several steps.
+        steps: The steps of which a single one is one, where a backward pass may come.
+        position: Which of them it is.
+        several: Its inputs at several steps, [K, B, ...], of at least float32.
+        before_several: tr_x before them; None at the beginning of a sequence.
         nodes: Nodes that tag its output, each with whether u (or the neuron's input) is the sum of it and others. Empty
             for a synapse within the neuron.
         inner: Its position among the synapses within the neuron; None for those before it.
@@ -55,19 +59,26 @@ class SynapticInput:
     """
 
     call: SynapseCall
-    x: Tensor
-    before: Tensor | None
-    trace: Tensor | None
     rule: STLLRRule
     edge: EdgeTraces
+    single: Tensor | None = None
+    steps: InputSteps | None = None
+    position: int = 0
+    several: Tensor = GIVEN_UP
+    before_several: Tensor | None = None
     nodes: list[tuple[Node, bool]] = field(default_factory=list)
     inner: int | None = None
     collection: Collection | None = None
 
+    @property
+    def num_steps(self) -> int:
+        """K."""
+        return 1 if self.single is not None else len(self.several)
+
     def weight(self) -> Tensor:
         """The weight as the graft of a single step gets it."""
         weight = self.call.trained_weight()
-        if self.trace is None or not weight.is_leaf or not weight.requires_grad or self.call.product is not None:
+        if self.single is None or not weight.is_leaf or not weight.requires_grad or self.call.product is not None:
             return weight
         weight = self.edge.collect(weight, float(self.rule.lambda_pre))
         self.collection = self.edge.collection
@@ -78,10 +89,10 @@ class SynapticInput:
         if self.collection is None:
             return self.gradient(causal, noncausal)
         if causal is not None or noncausal is not None:
-            assert self.trace is not None
+            assert self.single is not None and self.steps is not None
             first = None if causal is None else causal[0]
             second = None if noncausal is None else noncausal[0]
-            self.collection.take(self.call, self.x[0], self.trace, self.before, first, second)
+            self.collection.take(self.call, self.single, self.steps, self.position, first, second)
         return None
 
     @property
@@ -93,7 +104,7 @@ class SynapticInput:
         """The weight's gradient from the two terms' factors [K, B, ...], both at the synapse's output."""
         if causal is None and noncausal is None:
             return self.nothing()
-        if self.trace is not None:
+        if self.single is not None:
             return self._product_of_step(causal, noncausal)
         decay = float(self.rule.lambda_pre)
         if causal is None:
@@ -103,24 +114,23 @@ class SynapticInput:
         return self.product(folded if noncausal is None else folded + noncausal, folded[0])
 
     def _product_of_step(self, causal: Tensor | None, noncausal: Tensor | None) -> Tensor:
-        assert self.trace is not None
-        if self.before is None and causal is not None and noncausal is not None:  # the trace is the input itself
-            return self._multiplied([(self.x[0], (causal + noncausal)[0])])
-        terms: list[Term] = []
-        if causal is not None:
-            terms.append((self.trace, causal[0]))
-        if noncausal is not None:
-            terms.append((self.x[0], noncausal[0]))
-        if not terms:
-            return torch.zeros_like(self.call.trained_weight())
-        return self._multiplied(terms)
+        assert self.single is not None and self.steps is not None
+        self.steps.used = True
+        if causal is None:
+            assert noncausal is not None
+            return self._multiplied([(self.single, noncausal[0])])
+        if noncausal is None:
+            return self._multiplied([(self.steps.after(self.position), causal[0])])
+        if self.steps.before(self.position) is None:  # the trace is the input itself
+            return self._multiplied([(self.single, (causal + noncausal)[0])])
+        return self._multiplied([(self.steps.after(self.position), causal[0]), (self.single, noncausal[0])])
 
     def product(self, total: Tensor, first: Tensor | None) -> Tensor:
         """The weight's gradient from the factors of the inputs [K, B, ...] and of the trace (before its decay)."""
         decay = float(self.rule.lambda_pre)
-        terms: list[Term] = [(self.x.flatten(0, 1), total.flatten(0, 1))]
-        if first is not None and decay != 0.0 and self.before is not None:
-            terms.append((self.before, first * decay))
+        terms: list[Term] = [(self.several.flatten(0, 1), total.flatten(0, 1))]
+        if first is not None and decay != 0.0 and self.before_several is not None:
+            terms.append((self.before_several, first * decay))
         return self._multiplied(terms)
 
     def _multiplied(self, terms: list[Term]) -> Tensor:
@@ -138,31 +148,47 @@ class PostFactors:
 
     Attributes:
         rule: The rule.
-        psi: psi(v), [K, B, ...].
+        psi: psi(v) of several steps, [K, B, ...].
         before: tr_psi at the end of the steps before; None at the beginning of a sequence.
+        steps: In place of both, for a single step: the steps of which it is one.
+        position: Which of them it is.
     """
 
     rule: STLLRRule
-    psi: Tensor
-    before: Tensor | None
+    psi: Tensor = GIVEN_UP
+    before: Tensor | None = None
+    steps: MembraneSteps | None = None
+    position: int = 0
 
     def causal(self, signal: Tensor) -> Tensor | None:
         """What the causal term multiplies the presynaptic trace with, for a learning signal [K, B, ...]."""
         if not self.rule.alpha_pre:
             return None
-        factor = signal * self.psi
+        factor = signal * self.values()
         return factor if self.rule.alpha_pre == 1.0 else factor.mul_(self.rule.alpha_pre)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of psi."""
+        return self.psi.dtype if self.steps is None else self.steps.dtype
+
+    def values(self) -> Tensor:
+        """psi(v), [K, B, ...], or of a single step [B, ...]."""
+        return self.psi if self.steps is None else self.steps.psi(resolve_psi(self.rule.psi), self.position)
 
     def noncausal(self, signal: Tensor) -> Tensor | None:
         """What the other term multiplies the input with."""
         if not self.rule.alpha_post:
             return None
         decay, current = self.rule.lambda_post, self.rule.convention == "current"
-        if len(self.psi) == 1:
-            seen = None if self.before is None else self.before.to(self.psi.device, self.psi.dtype).unsqueeze(0)
+        if self.steps is not None:
+            seen = self.steps.before((resolve_psi(self.rule.psi), decay), self.position)
             if current:
-                seen = self.psi if seen is None else torch.add(self.psi, seen, alpha=decay)
-            return None if seen is None else (signal * seen).mul_(self.rule.noncausal_scale)
+                psi = self.values()
+                seen = psi if seen is None else torch.add(psi, seen.to(psi.device, psi.dtype), alpha=decay)
+            if seen is None:
+                return None
+            return (signal * seen.to(signal.device, signal.dtype)).mul_(self.rule.noncausal_scale)
         seen, _ = traces_before(self.before, self.psi, decay)
         if current:
             seen = torch.add(self.psi, seen, alpha=decay)
@@ -199,6 +225,25 @@ class PostFactors:
 
 
 @dataclass(slots=True, eq=False)
+class Carrier:
+    """psi(v) of a single step, where it carries the learning signal to the layer below.
+
+    Attributes:
+        function: psi.
+        steps: The steps of which it is one.
+        position: Which of them.
+    """
+
+    function: Psi | None
+    steps: MembraneSteps
+    position: int
+
+    def psi(self) -> Tensor:
+        """[1, B, ...]."""
+        return self.steps.psi(self.function, self.position).unsqueeze(0)
+
+
+@dataclass(slots=True, eq=False)
 class Record:
     """What the backward pass needs to know of K steps of a neuron. Holds no tensor of the graph, only edges upstream.
 
@@ -209,7 +254,9 @@ class Record:
         response: What the neuron did.
         inputs: The synapses that feed it.
         posts: The postsynaptic side, by rule.
-        psi_carries: psi(v) if psi carries the learning signal to the layer below; None if the neuron's surrogate does.
+        psi_carries: psi(v) of several steps, if psi carries the learning signal to the layer below; None if the
+            neuron's surrogate does.
+        carrier: The same for a single step.
         boundaries: Marks of the nodes at which the walk to the synapses ended.
         graphs: Counts the layer's steps that are used.
         arrivals: Whom to tell what goes back to the neuron's input; None if nobody asks.
@@ -222,7 +269,8 @@ class Record:
     response: Response
     inputs: list[SynapticInput]
     posts: dict[STLLRRule, PostFactors]
-    psi_carries: Tensor | None
+    psi_carries: Tensor | None = None
+    carrier: Carrier | None = None
     boundaries: Sequence[Mark] = ()
     graphs: GraphCount | None = None
     arrivals: Arrivals | None = None
@@ -256,7 +304,10 @@ class Record:
         weights = self._weight_gradients(signal, states, collect=True)
         for synaptic in self.inputs:
             synaptic.edge.reached_now = synaptic.call.site.reached = True
-        links, parameters = response.carry(signal, self.psi_carries, states)
+        psi = self.psi_carries
+        if self.carrier is not None and signal is not None:
+            psi = self.carrier.psi()
+        links, parameters = response.carry(signal, psi, states)
         self._tell(links)
         return links, weights, parameters
 
@@ -296,7 +347,7 @@ class Record:
             post = self.posts.get(rule)
             first = second = None
             if shown is not None and post is not None:
-                given = shown.to(post.psi.dtype)
+                given = shown.to(post.dtype)
                 if silent and self.together and self._direct(members):
                     total, of_trace = post.both(given)
                     for i in members:
@@ -336,18 +387,19 @@ class Record:
                 "and its length is not known. Pass num_steps to the learner, or to learner.reset() before each "
                 "sequence."
             )
-        call, edge, trace = synaptic.call, synaptic.edge, synaptic.trace
-        assert trace is not None
+        call, edge, steps, position = synaptic.call, synaptic.edge, synaptic.steps, synaptic.position
+        assert synaptic.single is not None and steps is not None
+        steps.used = True
         call.site.check_input(call)
         gradient = None
-        if edge.interrupted or (edge.waiting is not None and not edge.waiting.takes(self.span.step, trace)):
+        if edge.interrupted or (edge.waiting is not None and not edge.waiting.takes(self.span.step, synaptic.single)):
             gradient = edge.gradient_of_waiting()
         if edge.waiting is None:
             edge.waiting = WaitingSteps(self.session.fold_steps, float(synaptic.rule.lambda_pre))
         edge.waiting.add(
             call,
             self.span.step,
-            trace,
+            lambda: steps.after(position),
             None if causal is None else causal[0],
             None if noncausal is None else noncausal[0],
         )
@@ -383,7 +435,7 @@ class Record:
             else:
                 outside += [(i, node, identity) for node, identity in synaptic.nodes]
         for i, gradient in self._through(roots, outside):
-            count = len(self.inputs[i].x)
+            count = self.inputs[i].num_steps
             shaped = gradient.unsqueeze(0) if count == 1 else gradient.view(count, -1, *gradient.shape[1:])
             pulled[i] = shaped if i not in pulled else pulled[i] + shaped
         return pulled
@@ -423,8 +475,8 @@ class Record:
             given.append(post.psi)
             post.psi = GIVEN_UP
         for synaptic in self.inputs:
-            given.append(synaptic.x)
-            synaptic.x = GIVEN_UP
+            given.append(synaptic.several)
+            synaptic.several = GIVEN_UP
         return given
 
     def take_back(self, given: Sequence[Tensor | None]) -> None:
@@ -436,4 +488,4 @@ class Record:
         for post in self.posts.values():
             post.psi = next(kept)  # type: ignore[assignment]
         for synaptic in self.inputs:
-            synaptic.x = next(kept)  # type: ignore[assignment]
+            synaptic.several = next(kept)  # type: ignore[assignment]

@@ -18,6 +18,7 @@ from stllr_plugin.collect import Collected, Collection
 from stllr_plugin.errors import StateError
 from stllr_plugin.folding import last_trace
 from stllr_plugin.kept_graphs import GraphCount
+from stllr_plugin.steps import InputSteps, MembraneSteps
 from stllr_plugin.waiting import WaitingSteps
 
 
@@ -33,8 +34,13 @@ class EdgeTraces:
     Attributes:
         name: ``"<synapse>-><neuron>"``.
         site: The synapse.
-        pre: tr_x, shape of the synapse's input [B, ...]; None before the first step.
+        pre: tr_x, shape of the synapse's input [B, ...], before ``steps``; None before the first step. To be read after
+            :meth:`settle`.
         lent: Whether somebody else may hold ``pre``, which must then not be changed in place.
+        steps: The last steps; None if there is nothing to be known of them but ``pre``.
+        waits: Whether ``pre`` has yet to move on over these steps.
+        run: Stands for the steps since the trace was last changed other than by a step.
+        count: Their number.
         waiting: Gradients of the last steps that have not been multiplied yet (``fold_steps``).
         interrupted: Whether the trace has been changed since, other than by a step.
         collection: Gradients of steps that a backward pass comes by.
@@ -48,6 +54,10 @@ class EdgeTraces:
     site: SynapseSite
     pre: Tensor | None = None
     lent: bool = False
+    steps: InputSteps | None = None
+    waits: bool = False
+    run: object = field(default_factory=object)
+    count: int = 0
     waiting: WaitingSteps | None = None
     interrupted: bool = False
     direct: bool = False
@@ -63,40 +73,86 @@ class EdgeTraces:
             self.collected = Collected.apply(self.collection, weight)
         return self.collected
 
-    def advance(self, x: Tensor, decay: float, lend: bool) -> tuple[Tensor | None, Tensor]:
-        """``tr_x[t] = decay * tr_x[t-1] + x[t]`` for K steps.
+    @property
+    def like(self) -> Tensor | None:
+        """A tensor like its input; None before the first step of a sequence."""
+        return self.pre if self.steps is None else self.steps.inputs[-1]
+
+    def settle(self) -> None:
+        """Moves the trace on over all steps that have run."""
+        steps, self.steps = self.steps, None
+        if steps is not None and self.waits:
+            self.pre, self.lent, self.waits = steps.after(len(steps.inputs) - 1), True, False
+
+    def step(self, x: Tensor, decay: float, lend: bool, kept: bool) -> tuple[InputSteps | None, int]:
+        """Notes a step: ``tr_x[t] = decay * tr_x[t-1] + x[t]``.
 
         Args:
-            x: The inputs, [K, B, ...], of at least float32.
+            x: The input, [B, ...], of at least float32.
             decay: lambda_pre.
-            lend: Whether the caller keeps what is returned beyond the next step.
+            lend: Whether a backward pass may ask for the trace at this step.
+            kept: Whether the input's memory is not used again for another, so that the trace can wait.
 
         Returns:
-            The trace before these steps (None at the beginning of a sequence; of no use where it is not lent) and the
-            one at their end.
+            The steps of which this is one, and its position; None where nobody will ask.
 
         Raises:
             StateError: If the batch has another shape than that of this sequence.
         """
-        before = self.pre
-        if before is not None and before.shape != x.shape[1:]:
-            raise StateError(
-                f"Edge {self.name}: the input has shape {tuple(x.shape[1:])}, but the trace of this sequence has "
-                f"{tuple(before.shape)}. Call learner.reset() before a batch of another size."
-            )
-        if len(x) == 1:
-            self.pre, self.lent = _moved_on(before, x[0], decay, self.lent, lend)
-        else:
-            self.pre, self.lent = last_trace(before, x, decay), False
-        return before, self.pre
+        self._check(x)
+        steps = self.steps
+        if steps is not None:
+            if not lend or kept != self.waits or decay != steps.decay or not steps.takes(x):
+                self.settle()
+        self.count += 1
+        if not lend:
+            self._move(x, decay)
+            return None, 0
+        if self.steps is None:
+            self.steps = InputSteps(self.pre, decay, self.count - 1, self.run, self.site.name)
+            self.waits, self.lent = kept, True
+        self.steps.add(x)
+        if not kept:
+            self._move(x, decay)
+        return self.steps, len(self.steps.inputs) - 1
 
-    def decay(self, decay: float, lend: bool) -> None:
+    def _move(self, x: Tensor, decay: float) -> None:
+        before = self.pre
+        if before is None or decay == 0.0:
+            self.pre, self.lent = x.clone(), False  # the caller may use its memory again for the next input
+        elif self.lent or before.dtype != x.dtype or before.device != x.device:
+            self.pre, self.lent = torch.add(x, before.to(x.device, x.dtype), alpha=decay), False
+        else:
+            torch.add(x, before, alpha=decay, out=before)
+
+    def window(self, x: Tensor, decay: float) -> Tensor | None:
+        """Moves on over the inputs of K steps, [K, B, ...]; returns the trace before them."""
+        self.settle()
+        self._check(x[0])
+        before = self.pre
+        self.pre, self.lent = last_trace(before, x, decay), False
+        self.count += len(x)
+        return before
+
+    def _check(self, x: Tensor) -> None:
+        like = self.like
+        if like is not None and like.shape != x.shape:
+            raise StateError(
+                f"Edge {self.name}: the input has shape {tuple(x.shape)}, but the trace of this sequence has "
+                f"{tuple(like.shape)}. Call learner.reset() before a batch of another size."
+            )
+
+    def decay(self, decay: float) -> None:
         """A step at which the synapse is not called, which is as if its input were zero."""
+        self.settle()
+        self.run, self.count = object(), 0
         if self.pre is not None:
-            if self.lent or lend:
-                self.pre, self.lent = self.pre * decay, lend
-            else:
-                self.pre.mul_(decay)
+            self.pre, self.lent = self.pre * decay, False
+
+    def set(self, trace: Tensor | None) -> None:
+        """Sets the trace to something else than what the steps say; None begins a sequence."""
+        self.pre, self.steps, self.waits, self.lent = trace, None, False, True
+        self.run, self.count, self.interrupted = object(), 0, True
 
     def gradient_of_waiting(self) -> Tensor | None:
         """The weight's gradient of the steps that wait, which then wait no more; None if there are none."""
@@ -111,39 +167,18 @@ class PostTrace:
     Attributes:
         psi: psi.
         decay: lambda_post.
-        trace: tr_psi.
-        lent: Whether somebody else may hold ``trace``, which must then not be changed in place.
+        trace: tr_psi before the steps that are still open; never changed in place.
     """
 
     psi: Psi | None
     decay: float
     trace: Tensor | None = None
-    lent: bool = False
 
-    def advance(self, psi: Tensor, lend: bool) -> Tensor | None:
-        """Moves on to ``tr_psi[t] = decay * tr_psi[t-1] + psi(v[t])`` over K steps; returns the trace before them.
-
-        Args:
-            psi: psi(v), [K, B, ...].
-            lend: Whether the caller keeps what is returned. If not, it is of no use.
-        """
+    def window(self, psi: Tensor) -> Tensor | None:
+        """Moves on over psi(v) of K steps, [K, B, ...]; returns the trace before them."""
         before = self.trace
-        if len(psi) == 1:
-            self.trace, self.lent = _moved_on(before, psi[0], self.decay, self.lent, lend)
-        else:
-            self.trace, self.lent = last_trace(before, psi, self.decay), False
+        self.trace = last_trace(before, psi, self.decay)
         return before
-
-
-def _moved_on(before: Tensor | None, x: Tensor, decay: float, lent: bool, lend: bool) -> tuple[Tensor, bool]:
-    """The trace after one more step, and whether somebody else may hold it."""
-    if decay == 0.0:
-        return x, True
-    if before is None:
-        return x.clone(), lend  # the caller may use the memory of the input again for the next one
-    if lent or lend or before.dtype != x.dtype or before.device != x.device:
-        return torch.add(x, before.to(x.device, x.dtype), alpha=decay), lend
-    return torch.add(x, before, alpha=decay, out=before), False
 
 
 @dataclass(slots=True, eq=False)
@@ -162,7 +197,8 @@ class NeuronTraces:
         model_call: Number of the call of the whole model in which the last of them ran.
         sites: The synapses that have fed it.
         edges: By (id of the synapse's site, number of the call within a step).
-        posts: By (psi, lambda_post).
+        posts: By (psi, lambda_post). To be read after :meth:`settle`.
+        membranes: The last steps, whose part in ``posts`` is still to come.
         last_membrane: Membrane that the last step returned (detached), and its version, to notice a new sequence.
             Holding it keeps its memory from being given to another tensor, which would then look like the same state.
         ended: The same of the sequence before, where another one began without a reset.
@@ -179,6 +215,7 @@ class NeuronTraces:
     sites: set[SynapseSite] = field(default_factory=set)
     edges: dict[tuple[int, int], EdgeTraces] = field(default_factory=dict)
     posts: dict[tuple[Psi | None, float], PostTrace] = field(default_factory=dict)
+    membranes: MembraneSteps | None = None
     last_membrane: tuple[Tensor, int] | None = None
     ended: tuple[Tensor, int] | None = None
     ended_by_step: bool = False
@@ -188,10 +225,25 @@ class NeuronTraces:
         """Forgets the sequence; edges keep their names."""
         self.steps, self.sequence, self.last_step = 0, -1, -1
         self.graphs = GraphCount()  # the last loss of the sequence before may well be in the caller's variables
+        self.membranes = None
         for edge in self.edges.values():
-            edge.pre, edge.interrupted, edge.collected = None, True, None
+            edge.set(None)
+            edge.collected = None
         for post in self.posts.values():
             post.trace = None
+
+    def settle(self) -> None:
+        """Moves all traces on over the steps that have run."""
+        for edge in self.edges.values():
+            edge.settle()
+        self.settle_posts()
+
+    def settle_posts(self) -> None:
+        """The same for the postsynaptic ones."""
+        membranes, self.membranes = self.membranes, None
+        if membranes is not None and membranes.count:
+            for key in membranes.starts:
+                self.posts[key].trace = membranes.end(key)
 
     def remember(self, membrane: Tensor | None) -> None:
         """Notes the membrane that a step returned."""
@@ -207,8 +259,9 @@ class NeuronTraces:
 
     def clear_samples(self, mask: Tensor) -> None:
         """Zeroes the traces of the samples where mask [B] is true. Out of place, since graphs may hold the old ones."""
+        self.settle()
         for edge in self.edges.values():
-            edge.pre, edge.interrupted = _cleared(edge.pre, mask, edge.name), True
+            edge.set(_cleared(edge.pre, mask, edge.name))
         for post in self.posts.values():
             post.trace = _cleared(post.trace, mask, "the postsynaptic trace")
 

@@ -10,6 +10,7 @@ with G[t] = p[t] + lambda G[t+1]: a product over k + 2 inputs in place of one ov
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -41,9 +42,9 @@ class WaitingSteps:
     inputs: Tensor | None = None
     factors: Tensor | None = None
 
-    def takes(self, step: int, trace: Tensor) -> bool:
+    def takes(self, step: int, x: Tensor) -> bool:
         """Whether a step follows those that wait, or is the last of them once more."""
-        fits = self.inputs is not None and self.inputs.shape[1:] == trace.shape and self.inputs.dtype == trace.dtype
+        fits = self.inputs is not None and self.inputs.shape[1:] == x.shape and self.inputs.dtype == x.dtype
         return self.call is not None and fits and step in (self.step, self.step + 1)
 
     @property
@@ -51,13 +52,20 @@ class WaitingSteps:
         """Whether no other step has room."""
         return len(self.causal) >= self.limit
 
-    def add(self, call: SynapseCall, step: int, trace: Tensor, causal: Tensor | None, noncausal: Tensor | None) -> None:
+    def add(
+        self,
+        call: SynapseCall,
+        step: int,
+        trace: Callable[[], Tensor],
+        causal: Tensor | None,
+        noncausal: Tensor | None,
+    ) -> None:
         """Takes a step in: tr_x[t] and (in the call) x[t] [B, ...], and what they are multiplied with."""
         shown = noncausal if causal is None else causal
         if shown is None:
             return
         if self.call is None:
-            self._begin(call, trace, shown)
+            self._begin(call, trace(), shown)
         assert self.inputs is not None and self.factors is not None
         if step == self.step and self.causal:  # a second loss of the same step
             before = self.causal[-1]

@@ -253,8 +253,10 @@ def _above(membrane: Tensor, threshold: Any, dtype: torch.dtype) -> Tensor:
 def _without(u: Tensor, reset: Tensor, threshold: Any) -> Tensor:
     """``u - reset * threshold``; a product with 0 or 1 is not rounded, so it may be fused."""
     if isinstance(threshold, float) and u.dtype == reset.dtype:
-        return u.sub_(reset, alpha=threshold)
-    return u - reset * threshold
+        u.sub_(reset, alpha=threshold)
+        return u
+    left: Tensor = u - reset * threshold
+    return left
 
 
 def _set(module: nn.Module, name: str, value: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stllr_plugin.advance import check_lengths, group_calls, move_edges, move_posts, regrafted
+from stllr_plugin.advance import check_lengths, group_calls, move_edges, regrafted, step_posts
 from stllr_plugin.arrivals import Arrivals, Door, Entry
 from stllr_plugin.between import guard
 from stllr_plugin.calls import SynapseCall, SynapseSite, Tag
@@ -320,11 +320,11 @@ class NeuronSite(Neuron):
         self.session.kept.look(self.name, traces.graphs, index)
         check_lengths(self, membrane)
         supervised = self.session.needs_graph(index)
-        inputs = move_edges(self, traces, groups, inner, 1, index, supervised, opened.summed)
+        inputs = move_edges(self, traces, groups, inner, None, index, supervised, opened.summed)
         v, gate = step.threshold_distance, step.gate
-        distance = None if v is None else v.detach().unsqueeze(0)
+        distance = None if v is None else v.detach()
         gate = None if gate is None else gate.unsqueeze(0)
-        posts, carries = move_posts(self, traces, inputs, distance, gate, step.spikes, supervised)
+        posts, carrier = step_posts(self, traces, inputs, distance, gate, step.spikes, supervised)
         if not supervised:
             result = self.adapter.replace(self.module, output, torch.Tensor.detach)
             self.signal.passed_over(self.name)
@@ -334,8 +334,8 @@ class NeuronSite(Neuron):
         else:
             if response is None:
                 states = self._states(output, step, in_graph=True)
-                response = live_response(step, output, states, carries is not None)
-            response.forget_distance(carries is not None)
+                response = live_response(step, output, states, carrier is not None)
+            response.forget_distance(carrier is not None)
             record = Record(
                 self.name,
                 self.session,
@@ -343,9 +343,9 @@ class NeuronSite(Neuron):
                 response,
                 inputs,
                 posts,
-                carries,
-                boundaries,
-                traces.graphs,
+                carrier=carrier,
+                boundaries=boundaries,
+                graphs=traces.graphs,
             )
             self._guard(opened, calls, record)
             result = self._grafted(record, step.spikes, output)

@@ -23,7 +23,7 @@ def mark_skipped(neuron: Neuron, traces: NeuronTraces, current: Tensor, called: 
         current: Its input.
         called: The synapse calls that add to it; those marked here are added to the list.
     """
-    usual = [edge for edge in traces.edges.values() if edge.direct and edge.pre is not None]
+    usual = [edge for edge in traces.edges.values() if edge.direct and edge.like is not None]
     if len(usual) <= len(called):
         return current
     sites = [call.site for call in called]
@@ -36,11 +36,12 @@ def mark_skipped(neuron: Neuron, traces: NeuronTraces, current: Tensor, called: 
 
 
 def _called_on_zeros(neuron: Neuron, edge: EdgeTraces, current: Tensor, called: list[SynapseCall]) -> Tensor:
-    assert edge.pre is not None
+    like = edge.like
+    assert like is not None
     weight = edge.site.current_weight()
     if not weight.requires_grad:
         return current
-    zeros = torch.zeros((), dtype=edge.pre.dtype, device=edge.pre.device).expand(edge.pre.shape)
+    zeros = torch.zeros((), dtype=like.dtype, device=like.device).expand(like.shape)
     session = neuron.session
     call = SynapseCall(edge.site, zeros, zeros._version, weight, session.next_order(), current.shape)
     called.append(call)

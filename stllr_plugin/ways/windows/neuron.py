@@ -70,7 +70,9 @@ def run_neuron(
     traces.remember(site.adapter.returned_membrane(site.module, response.output) if site.keeps_state else None)
     if not supervised:
         return response.output
-    record = Record(site.name, site.session, site.session.span(step), response, inputs, posts, carries, boundaries)
+    record = Record(
+        site.name, site.session, site.session.span(step), response, inputs, posts, carries, boundaries=boundaries
+    )
     record.arrivals = guard(current, calls, site.session.doubts)
     leaves, output = response.leaves, response.output
     new = regrafted(graft(record), leaves)
