@@ -83,7 +83,7 @@ def test_a_layer_whose_forward_changes_its_weight(batch, kind, fault, monkeypatc
     net = plain_net()
     net[0] = kind(INPUTS, HIDDEN)
     if fault:
-        monkeypatch.setattr(KnownForward, "of", lambda self, module: True)
+        monkeypatch.setattr(KnownForward, "of", lambda self, *_: True)
     result = verify(net, x, of_spikes(y), rule="dvs_gesture")
     if not fault:
         assert not result.failures, result
