@@ -59,7 +59,9 @@ class LeakyKnowledge(Knowledge):
         leaves, spikes = spikes_first(step, states)
         return _response(neuron, output, leaves, step.threshold_distance.unsqueeze(0), inner, bias)
 
-    def step(self, neuron: Neuron, current: Tensor, args: tuple[Any, ...]) -> tuple[Any, NeuronStep] | None:
+    def step(
+        self, neuron: Neuron, current: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, NeuronStep, KnownResponse | None] | None:
         """See the base class; the operations are those of the module, without its surrogate and its reset's graph."""
         module: Any = neuron.module
         buffers = module._buffers
@@ -101,7 +103,7 @@ class LeakyKnowledge(Knowledge):
             buffers["spk"] = spikes
         _set(module, "reset", reset)
         output = (spikes, kept) if module.output or not module.init_hidden else spikes
-        return output, NeuronStep(u, v, spikes)
+        return output, NeuronStep(u, v, spikes), None
 
     def scan(
         self, neuron: Neuron, num_steps: int, current: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
