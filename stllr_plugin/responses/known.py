@@ -133,7 +133,7 @@ class Knowledge(ABC):
 
     def step(
         self, neuron: Neuron, current: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any, NeuronStep, KnownResponse | None] | None:
+    ) -> tuple[Any, NeuronStep, Callable[[], KnownResponse]] | None:
         """Does one step in place of the module's code, with the same numbers; None to leave it to the module.
 
         Args:
@@ -143,8 +143,8 @@ class Knowledge(ABC):
             kwargs: The same by keyword.
 
         Returns:
-            What the module would return, what it did, and its response where that is made already. The states that it
-            keeps are in place.
+            What the module would return, what it did, and what makes its response. The states that it keeps are in
+            place.
         """
         return None
 

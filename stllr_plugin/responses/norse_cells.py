@@ -78,14 +78,14 @@ class CellKnowledge(Knowledge):
 
     def step(
         self, neuron: Neuron, current: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any, NeuronStep, KnownResponse | None] | None:
+    ) -> tuple[Any, NeuronStep, Callable[[], KnownResponse]] | None:
         """See the base class: a window of one step."""
         if current.dim() < 2:
             return None
         response = self.scan(neuron, 1, current, args, kwargs)
         shown = response.leaves[0]
         v = None if response.v is None else response.v[0]
-        return response.output, NeuronStep(shown, v, None if v is None else shown), response
+        return response.output, NeuronStep(shown, v, None if v is None else shown), lambda: response
 
     def scan(
         self, neuron: Neuron, num_steps: int, current: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]

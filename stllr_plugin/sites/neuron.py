@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from stllr_plugin.calls import SynapseCall, SynapseSite, Tag
 from stllr_plugin.errors import StateError
 from stllr_plugin.graft import graft
 from stllr_plugin.hooks import Hook, eager, refuse_recomputation
+from stllr_plugin.marks import Mark
 from stllr_plugin.neuron import Neuron
 from stllr_plugin.neurons.base import NeuronAdapter, NeuronStep
 from stllr_plugin.own_weights import OwnWeights, OwnWeightSite
@@ -32,7 +34,7 @@ from stllr_plugin.sites.muted import MutedSteps
 from stllr_plugin.sites.shortcut import Shortcut
 from stllr_plugin.sites.skipped import mark_skipped
 from stllr_plugin.sites.unknown import look_for_spikes
-from stllr_plugin.walk import Found, find_calls, summed_calls
+from stllr_plugin.walk import Found, directly_fed, find_calls, summed_calls
 
 
 @dataclass(slots=True)
@@ -49,7 +51,7 @@ class _OpenStep:
         door: Through which gradients leave a neuron that is not known.
         summed: The synapse calls of which its input is the plain sum.
         step: What it did, where the step was done by heart.
-        response: Its response, where that was made at once.
+        response: Makes its response, where the knowledge has all that it needs.
     """
 
     fresh: bool
@@ -61,7 +63,7 @@ class _OpenStep:
     input: Tensor | None = None
     door: Door | None = None
     step: NeuronStep | None = None
-    response: Response | None = None
+    response: Callable[[], Response] | None = None
 
 
 class NeuronSite(Neuron):
@@ -314,9 +316,7 @@ class NeuronSite(Neuron):
         if not membrane.numel():
             raise StateError(f"{self.kind} received a batch without a sample; leave empty batches out.")
         root = membrane if opened.current is None else opened.current
-        calls, boundaries = (
-            ([], []) if root.grad_fn is None else find_calls(root.grad_fn, root.shape, self.session.weights)
-        )
+        calls, boundaries = self._fed_by(root)
         look_for_spikes(self.session, f"neuron {self.name!r}", root, [call for _, call, _ in calls])
         groups = group_calls(calls)
         response: Response | None = None
@@ -362,11 +362,17 @@ class NeuronSite(Neuron):
         traces.remember(self.adapter.returned_membrane(self.module, result))
         return result
 
+    def _fed_by(self, root: Tensor) -> tuple[list[Found], list[Mark]]:
+        node, weights = root.grad_fn, self.session.weights
+        if node is None:
+            return [], []
+        return directly_fed(node, root.shape, weights) or find_calls(node, root.shape, weights)
+
     def _known_response(self, opened: _OpenStep, step: NeuronStep, output: Any) -> Response | None:
         if opened.knowledge is None or opened.current is None:
             return None
         if opened.response is not None:
-            return opened.response.acts_on(opened.current)
+            return opened.response().acts_on(opened.current)
         states = self._states(output, step, in_graph=False)
         return opened.knowledge.of_step(self, step, output, states).acts_on(opened.current)
 
