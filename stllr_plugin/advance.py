@@ -20,7 +20,7 @@ from stllr_plugin.record import Carrier, PostFactors, SynapticInput
 from stllr_plugin.responses.base import InnerSynapse
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.steps import MembraneSteps
-from stllr_plugin.traces import EdgeTraces, NeuronTraces, PostTrace, edge_name
+from stllr_plugin.traces import EdgeTraces, NeuronTraces, Plan, PostTrace, edge_name
 from stllr_plugin.unknown_spikes import WAY_OUT
 from stllr_plugin.walk import Found
 
@@ -213,20 +213,13 @@ def step_posts(
     if v is None:
         return {}, None
     v = full_precision(v)
-    rules = _rules(neuron, traces, inputs)
-    carries = lend and neuron.rule.propagate == "psi"
-    keys: list[PsiKey] = []
-    wanted = [resolve_psi(neuron.rule.psi)] if carries else []
-    for rule in rules:
-        psi = resolve_psi(rule.psi)
-        if rule.alpha_post != 0.0:
-            key = (psi, rule.lambda_post)
-            if key not in keys:
-                keys.append(key)
-                _post(neuron, traces, rule, key, 1)
-        if psi not in wanted and (rule.alpha_post != 0.0 or lend):
-            wanted.append(psi)
-    if gate is None and all(is_by_value(psi) for psi in wanted):
+    plan = traces.plan
+    called = tuple([synaptic.rule for synaptic in inputs])
+    if plan is None or plan.called != called or plan.edges != len(traces.edges) or plan.lend != lend:
+        plan = _plan(neuron, traces, inputs, called, lend)
+        traces.plan = plan if called else None  # where nothing feeds it, more depends on the moment
+    keys, wanted = plan.keys, plan.wanted
+    if gate is None and plan.by_value:
         steps = traces.membranes
         if steps is None or not steps.takes(v) or list(steps.starts) != keys or steps.wanted != wanted:
             traces.settle_posts()
@@ -242,9 +235,27 @@ def step_posts(
         starts = {key: traces.posts[key].trace for key in keys}
         traces.membranes, position = MembraneSteps.of_one(psis, starts, v), 0
         steps = traces.membranes
-    called = {synaptic.rule for synaptic in inputs} if lend else ()
-    posts = {rule: PostFactors(rule, steps=steps, position=position) for rule in called}
-    return posts, Carrier(wanted[0], steps, position) if carries else None
+    posts = {rule: PostFactors(rule, steps=steps, position=position) for rule in called} if lend else {}
+    return posts, Carrier(wanted[0], steps, position) if plan.carries else None
+
+
+def _plan(
+    neuron: Neuron, traces: NeuronTraces, inputs: Sequence[SynapticInput], called: tuple[STLLRRule, ...], lend: bool
+) -> Plan:
+    carries = lend and neuron.rule.propagate == "psi"
+    keys: list[PsiKey] = []
+    wanted = [resolve_psi(neuron.rule.psi)] if carries else []
+    for rule in _rules(neuron, traces, inputs):
+        psi = resolve_psi(rule.psi)
+        if rule.alpha_post != 0.0:
+            key = (psi, rule.lambda_post)
+            if key not in keys:
+                keys.append(key)
+                _post(neuron, traces, rule, key, 1)
+        if psi not in wanted and (rule.alpha_post != 0.0 or lend):
+            wanted.append(psi)
+    by_value = all(is_by_value(psi) for psi in wanted)
+    return Plan(called, len(traces.edges), lend, carries, keys, wanted, by_value)
 
 
 def _psi(neuron: Neuron, psi: Psi | None, v: Tensor, gate: Tensor | None, spikes: Tensor | None) -> Tensor:

@@ -25,6 +25,11 @@ from stllr_plugin.calls import SynapseCall, SynapseSite, is_same_tensor
 from stllr_plugin.precision import without_autocast
 from stllr_plugin.steps import InputSteps
 
+# A factor of the input as a learning signal, what it is multiplied with element by element, and a number.
+Scaled = tuple[Tensor, Tensor, float]
+# Of edges of one layer, which share their factors: G[t+1], then G[t] and the factor of the input that follow from it.
+Shared = tuple["Tensor | None", Tensor, Tensor]
+
 _STEPS = 8  # whose products are made as one, and which are kept for that
 _BYTES = 1 << 24  # of inputs and factors that are kept
 
@@ -78,6 +83,48 @@ class Collection:
             causal: p[t], at the synapse's output.
             noncausal: n[t].
         """
+        self._begin(call, steps, position)
+        folded = causal
+        if self.folded is not None:
+            folded = self.folded * self.decay if causal is None else torch.add(causal, self.folded, alpha=self.decay)
+        self.last, self.folded = (steps, position), folded if self.decay else None
+        factor = noncausal if folded is None else folded if noncausal is None else folded + noncausal
+        if factor is not None:
+            self._keep(x, factor)
+
+    def take_plain(
+        self,
+        call: SynapseCall,
+        x: Tensor,
+        steps: InputSteps,
+        position: int,
+        causal: Tensor,
+        scaled: Scaled | None,
+        shared: list[Shared],
+    ) -> None:
+        """As :meth:`take`, in fewer operations.
+
+        Args:
+            call: The synapse call.
+            x: Its input x[t], [B, ...].
+            steps: The steps of which it is one.
+            position: Which of them.
+            causal: p[t], at the synapse's output.
+            scaled: n[t], as the product of these.
+            shared: What other edges of the layer have already worked out from the same factors.
+        """
+        self._begin(call, steps, position)
+        before = self.folded
+        found = next((one for one in shared if one[0] is before), None)
+        if found is None:
+            folded = causal if before is None else torch.add(causal, before, alpha=self.decay)
+            factor = folded if scaled is None else torch.addcmul(folded, scaled[0], scaled[1], value=scaled[2])
+            found = (before, folded, factor)
+            shared.append(found)
+        self.last, self.folded = (steps, position), found[1] if self.decay else None
+        self._keep(x, found[2])
+
+    def _begin(self, call: SynapseCall, steps: InputSteps, position: int) -> None:
         task = torch._C._current_graph_task_id()
         if task != self.task:
             self._forget(task)
@@ -86,13 +133,6 @@ class Collection:
         if self.folded is not None and not self._precedes(steps, position):
             self._end_run()  # the step that came in before does not follow on this one
         self.call = call
-        folded = causal
-        if self.folded is not None:
-            folded = self.folded * self.decay if causal is None else torch.add(causal, self.folded, alpha=self.decay)
-        self.last, self.folded = (steps, position), folded if self.decay else None
-        factor = noncausal if folded is None else folded if noncausal is None else folded + noncausal
-        if factor is not None:
-            self._keep(x, factor)
 
     def _precedes(self, steps: InputSteps, position: int) -> bool:
         assert self.last is not None

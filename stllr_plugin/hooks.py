@@ -18,6 +18,17 @@ from torch import nn
 from stllr_plugin.errors import CheckpointingError, NotAttachedError
 
 
+def _callback() -> Any:
+    """What dynamo makes of the frames that follow; None where nothing that it compiled runs."""
+    return _get_callback() if _get_callback is not None else True
+
+
+# A private function of torch, without which all goes the longer way.
+_get_callback = getattr(
+    getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None), "get_eval_frame_callback", None
+)
+
+
 def eager(function: Callable[..., Any]) -> Callable[..., Any]:
     """Makes torch.compile call a function instead of tracing it.
 
@@ -28,7 +39,7 @@ def eager(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal disabled
-        if "torch._dynamo" not in sys.modules:
+        if "torch._dynamo" not in sys.modules or _callback() is None:
             return function(*args, **kwargs)
         if disabled is None:
             disabled = torch.compiler.disable(function)

@@ -22,7 +22,7 @@ from stllr_plugin.activations import Psi, resolve_psi
 from stllr_plugin.arrivals import Arrivals
 from stllr_plugin.between import pull_back
 from stllr_plugin.calls import SynapseCall
-from stllr_plugin.collect import Collection
+from stllr_plugin.collect import Collection, Scaled, Shared
 from stllr_plugin.errors import StateError
 from stllr_plugin.folding import fold, traces_before
 from stllr_plugin.kept_graphs import GraphCount
@@ -176,19 +176,28 @@ class PostFactors:
         """psi(v), [K, B, ...], or of a single step [B, ...]."""
         return self.psi if self.steps is None else self.steps.psi(resolve_psi(self.rule.psi), self.position)
 
+    def seen(self) -> Tensor | None:
+        """The trace of psi that an input sees at a single step, [B, ...]; None if that is zero."""
+        rule, steps = self.rule, self.steps
+        assert steps is not None
+        if not rule.alpha_post:
+            return None
+        trace = steps.before((resolve_psi(rule.psi), rule.lambda_post), self.position)
+        if rule.convention != "current":
+            return trace
+        psi = self.values()
+        return psi if trace is None else torch.add(psi, trace.to(psi.device, psi.dtype), alpha=rule.lambda_post)
+
     def noncausal(self, signal: Tensor) -> Tensor | None:
         """What the other term multiplies the input with."""
         if not self.rule.alpha_post:
             return None
         decay, current = self.rule.lambda_post, self.rule.convention == "current"
         if self.steps is not None:
-            seen = self.steps.before((resolve_psi(self.rule.psi), decay), self.position)
-            if current:
-                psi = self.values()
-                seen = psi if seen is None else torch.add(psi, seen.to(psi.device, psi.dtype), alpha=decay)
-            if seen is None:
+            trace = self.seen()
+            if trace is None:
                 return None
-            return (signal * seen.to(signal.device, signal.dtype)).mul_(self.rule.noncausal_scale)
+            return (signal * trace.to(signal.device, signal.dtype)).mul_(self.rule.noncausal_scale)
         seen, _ = traces_before(self.before, self.psi, decay)
         if current:
             seen = torch.add(self.psi, seen, alpha=decay)
@@ -300,16 +309,71 @@ class Record:
     ) -> tuple[list[Tensor | None], list[Tensor | None], list[Tensor | None]]:
         """Gradients of the links, of the synapses' weights and of other parameters, from dL/d(output), masked."""
         response = self.response
-        signal, states = response.split(deltas)
-        weights = self._weight_gradients(signal, states, collect=True)
         for synaptic in self.inputs:
             synaptic.edge.reached_now = synaptic.call.site.reached = True
+        if (found := self._plain_gradients(deltas)) is not None:
+            return found
+        signal, states = response.split(deltas)
+        weights = self._weight_gradients(signal, states, collect=True)
         psi = self.psi_carries
         if self.carrier is not None and signal is not None:
             psi = self.carrier.psi()
         links, parameters = response.carry(signal, psi, states)
         self._tell(links)
         return links, weights, parameters
+
+    def _plain_gradients(
+        self, deltas: list[Tensor | None]
+    ) -> tuple[list[Tensor | None], list[Tensor | None], list[Tensor | None]] | None:
+        """The same in fewer operations, where a gradient of u is one of the input and of all synapses' outputs.
+
+        That is so where one psi serves both the rule and what is carried on; None in other cases.
+        """
+        response, inputs, carrier = self.response, self.inputs, self.carrier
+        rule = inputs[0].rule if inputs else None
+        post = None if rule is None else self.posts.get(rule)
+        signal = None if response.spikes is None else deltas[response.spikes]
+        if rule is None or not response.carries_plainly or not self._is_plain():
+            return None
+        factor = None  # of the trace: also what goes on to the layer below
+        if signal is not None:
+            if post is None or post.steps is None or carrier is None or signal.dtype != post.dtype:
+                return None
+            if rule.alpha_pre != 1.0 or carrier.function != resolve_psi(rule.psi) or self.session.fold_steps > 1:
+                return None
+            factor = signal * carrier.steps.psi(carrier.function, carrier.position)
+        for place, delta in enumerate(deltas):
+            if delta is not None and place != response.spikes:
+                if not response.passes(place) or (post is not None and delta.dtype != post.dtype):
+                    return None
+                factor = delta if factor is None else factor + delta
+        assert factor is not None
+        slope = response.slope
+        factor = factor if slope is None else factor * slope
+        seen = None if signal is None or post is None else post.seen()
+        scaled: Scaled | None = None
+        if signal is not None and seen is not None:
+            shown = signal if slope is None else signal * slope
+            scaled = (shown, seen.to(shown.device, shown.dtype), rule.noncausal_scale)
+        shared: list[Shared] = []
+        for synaptic in inputs:
+            assert synaptic.collection is not None and synaptic.single is not None and synaptic.steps is not None
+            synaptic.collection.take_plain(
+                synaptic.call, synaptic.single, synaptic.steps, synaptic.position, factor, scaled, shared
+            )
+        links: list[Tensor | None] = [factor if response.root is not None else None]
+        self._tell(links)
+        others = [dim for dim in range(factor.dim()) if dim != 1]
+        return links, [None] * len(inputs), [factor.sum(others) for _ in response.parameters]
+
+    def _is_plain(self) -> bool:
+        rule = self.inputs[0].rule
+        return all(
+            synaptic.collection is not None
+            and synaptic.rule is rule
+            and (synaptic.inner is not None or (len(synaptic.nodes) == 1 and synaptic.nodes[0][1]))
+            for synaptic in self.inputs
+        )
 
     def _tell(self, links: list[Tensor | None]) -> None:
         """Tells whoever guards the way to the synapses what is sent there, where the input is the link."""

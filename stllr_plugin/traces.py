@@ -18,6 +18,7 @@ from stllr_plugin.collect import Collected, Collection
 from stllr_plugin.errors import StateError
 from stllr_plugin.folding import last_trace
 from stllr_plugin.kept_graphs import GraphCount
+from stllr_plugin.rule import STLLRRule
 from stllr_plugin.steps import InputSteps, MembraneSteps
 from stllr_plugin.waiting import WaitingSteps
 
@@ -181,6 +182,29 @@ class PostTrace:
         return before
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a step of a layer has to note, as long as the same kind of synapses feed it.
+
+    Attributes:
+        called: Their rules.
+        edges: Number of edges that the layer has.
+        lend: Whether a backward pass may come by.
+        carries: Whether psi carries the learning signal to the layer below.
+        keys: The postsynaptic traces, by psi and lambda_post.
+        wanted: The psi that are needed, the one that carries first.
+        by_value: Whether each of them gives the same whenever it is asked.
+    """
+
+    called: tuple[STLLRRule, ...]
+    edges: int
+    lend: bool
+    carries: bool
+    keys: list[tuple[Psi | None, float]]
+    wanted: list[Psi | None]
+    by_value: bool
+
+
 @dataclass(slots=True, eq=False)
 class NeuronTraces:
     """All state of one neuron within one sequence.
@@ -199,6 +223,7 @@ class NeuronTraces:
         edges: By (id of the synapse's site, number of the call within a step).
         posts: By (psi, lambda_post). To be read after :meth:`settle`.
         membranes: The last steps, whose part in ``posts`` is still to come.
+        plan: What a step notes, as at the last one.
         last_membrane: Membrane that the last step returned (detached), and its version, to notice a new sequence.
             Holding it keeps its memory from being given to another tensor, which would then look like the same state.
         ended: The same of the sequence before, where another one began without a reset.
@@ -216,6 +241,7 @@ class NeuronTraces:
     edges: dict[tuple[int, int], EdgeTraces] = field(default_factory=dict)
     posts: dict[tuple[Psi | None, float], PostTrace] = field(default_factory=dict)
     membranes: MembraneSteps | None = None
+    plan: Plan | None = None
     last_membrane: tuple[Tensor, int] | None = None
     ended: tuple[Tensor, int] | None = None
     ended_by_step: bool = False
@@ -225,7 +251,7 @@ class NeuronTraces:
         """Forgets the sequence; edges keep their names."""
         self.steps, self.sequence, self.last_step = 0, -1, -1
         self.graphs = GraphCount()  # the last loss of the sequence before may well be in the caller's variables
-        self.membranes = None
+        self.membranes = self.plan = None
         for edge in self.edges.values():
             edge.set(None)
             edge.collected = None

@@ -105,6 +105,33 @@ def find_calls(
     return found, boundaries
 
 
+def directly_fed(
+    root: Node, output_shape: torch.Size, weights: Mapping[int, SynapseSite]
+) -> tuple[list[Found], list[Mark]] | None:
+    """What :func:`find_calls` finds where a neuron's input is a synapse's output, and that made from a neuron's alone.
+
+    That is the usual case, which a look at two nodes tells; None in other cases.
+    """
+    mark = mark_of(root)
+    call: SynapseCall | None = None if mark is None else mark.call
+    if call is None or call.output_shape != output_shape:
+        return None
+    boundaries: list[Mark] = []
+    behind = root.next_functions[0][0]
+    if behind is not None:
+        if isinstance(behind, torch.autograd.function.BackwardCFunction):
+            return None
+        for following, _ in behind.next_functions:
+            if following is None:
+                continue
+            reached = mark_of(following)
+            if reached is not None and reached.ends:
+                boundaries.append(reached)
+            elif type(following).__name__ != "AccumulateGrad" or id(following.variable) in weights:  # type: ignore[attr-defined]
+                return None
+    return [(root, call, True)], boundaries
+
+
 def _refuse_use(name: str) -> None:
     raise StateError(
         f"The weight of layer {name!r} reaches a neuron other than through a call of the layer, where it would learn "

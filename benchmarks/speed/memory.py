@@ -76,12 +76,12 @@ def measure_memory(name: str, workload: Workload, device: str, say: Callable[[st
 
 def _measured(contender: str, workload: Workload, settings: Memory, steps: int, device: str) -> int:
     length = replace(workload, steps=steps, cases=[])
-    with _freed_memory_goes_back():
+    with freed_memory_goes_back():
         return measure_peak_memory(prepare, contender, length, settings.supervise_last, device, device=device)
 
 
 @contextmanager
-def _freed_memory_goes_back() -> Iterator[None]:
+def freed_memory_goes_back() -> Iterator[None]:
     """Tells glibc in new processes to map and unmap each tensor; nothing elsewhere."""
     name = "MALLOC_MMAP_THRESHOLD_"
     before = os.environ.get(name)

@@ -87,9 +87,18 @@ class Response:
         """Notes the neuron's input, in the graph, as the one link; returns itself."""
         self.links = [current]
         self.input_shape = current.shape
-        self.root = get_gradient_edge(current) if current.requires_grad else None
+        self.root = get_edge(current)
         self.input_dtype = current.dtype
         return self
+
+    @property
+    def carries_plainly(self) -> bool:
+        """Whether a gradient of u, times ``slope``, is one of the input and of what inner synapses gave out."""
+        return False
+
+    def passes(self, position: int) -> bool:
+        """Whether a gradient of that leaf is one of u."""
+        return False
 
     def split(self, deltas: Sequence[Tensor | None]) -> tuple[Tensor | None, list[Tensor | None]]:
         """dL/d(spikes) as [K, B, ...], and the gradients of the other leaves, None at the place of the spikes."""
@@ -134,4 +143,7 @@ class Response:
 
 def get_edge(tensor: Tensor) -> GradientEdge | None:
     """The edge of a tensor in the graph; None if it needs no gradient."""
-    return get_gradient_edge(tensor) if tensor.requires_grad else None
+    if not tensor.requires_grad:
+        return None
+    node = tensor.grad_fn
+    return get_gradient_edge(tensor) if node is None else GradientEdge(node, tensor.output_nr)

@@ -43,6 +43,15 @@ class KnownResponse(Response):
     needs_distance: bool = False
     before: Callable[[Tensor], Tensor] | None = None
 
+    @property
+    def carries_plainly(self) -> bool:
+        """See the base class."""
+        return self.before is None and self.gain is None and self.direct and not self.projects
+
+    def passes(self, position: int) -> bool:
+        """See the base class."""
+        return position not in self.of_leaves
+
     def pull(self, membrane: Tensor | None, leaves: Sequence[Tensor | None]) -> tuple[Roots, list[Tensor | None]]:
         """See the base class."""
         total = self._of_current(membrane, leaves)
@@ -122,16 +131,20 @@ class Knowledge(ABC):
             states: The states, returned or kept.
         """
 
-    def step(self, neuron: Neuron, current: Tensor, args: tuple[Any, ...]) -> tuple[Any, NeuronStep] | None:
+    def step(
+        self, neuron: Neuron, current: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, NeuronStep, Callable[[], KnownResponse]] | None:
         """Does one step in place of the module's code, with the same numbers; None to leave it to the module.
 
         Args:
             neuron: The neuron.
             current: Its input, off the graph.
             args: Further arguments: states.
+            kwargs: The same by keyword.
 
         Returns:
-            What the module would return, and what it did. The states that it keeps are in place.
+            What the module would return, what it did, and what makes its response. The states that it keeps are in
+            place.
         """
         return None
 

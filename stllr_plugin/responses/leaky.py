@@ -6,6 +6,7 @@ nothing needs a graph: a gradient of u is a gradient of the input.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -59,7 +60,9 @@ class LeakyKnowledge(Knowledge):
         leaves, spikes = spikes_first(step, states)
         return _response(neuron, output, leaves, step.threshold_distance.unsqueeze(0), inner, bias)
 
-    def step(self, neuron: Neuron, current: Tensor, args: tuple[Any, ...]) -> tuple[Any, NeuronStep] | None:
+    def step(
+        self, neuron: Neuron, current: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, NeuronStep, Callable[[], KnownResponse]] | None:
         """See the base class; the operations are those of the module, without its surrogate and its reset's graph."""
         module: Any = neuron.module
         buffers = module._buffers
@@ -101,7 +104,13 @@ class LeakyKnowledge(Knowledge):
             buffers["spk"] = spikes
         _set(module, "reset", reset)
         output = (spikes, kept) if module.output or not module.init_hidden else spikes
-        return output, NeuronStep(u, v, spikes)
+
+        def response() -> KnownResponse:
+            inner = [] if recurrence is None else recurrence.calls(recurrence.passed())
+            bias = [] if recurrence is None else recurrence.trained_bias()
+            return _response(neuron, output, [spikes, kept], v.unsqueeze(0), inner, bias)
+
+        return output, NeuronStep(u, v, spikes), response
 
     def scan(
         self, neuron: Neuron, num_steps: int, current: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]

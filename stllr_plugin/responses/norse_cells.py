@@ -76,9 +76,20 @@ class CellKnowledge(Knowledge):
             response.before = _before(module)
         return response
 
+    def step(
+        self, neuron: Neuron, current: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, NeuronStep, Callable[[], KnownResponse]] | None:
+        """See the base class: a window of one step."""
+        if current.dim() < 2:
+            return None
+        response = self.scan(neuron, 1, current, args, kwargs)
+        shown = response.leaves[0]
+        v = None if response.v is None else response.v[0]
+        return response.output, NeuronStep(shown, v, None if v is None else shown), lambda: response
+
     def scan(
         self, neuron: Neuron, num_steps: int, current: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> KnownResponse | None:
+    ) -> KnownResponse:
         """See the base class."""
         with torch.no_grad():
             given = next(iter((*args, *kwargs.values())), None)
@@ -171,7 +182,7 @@ def _spiking(neuron: Neuron, num_steps: int, current: Tensor, state: Any) -> Kno
     """LIFCell, LIFRecurrentCell and LIFBoxCell."""
     module: Any = neuron.module
     p, recurrent = module.p, _is_recurrent(neuron)
-    inputs = _projected(current, module.input_weights.detach()) if recurrent else current
+    inputs = _projected(current, module.input_weights.detach(), num_steps > 1) if recurrent else current
     inputs = inputs.reshape(num_steps, -1, *inputs.shape[1:])
     boxed = not hasattr(state, "i")
     distances, spikes, membranes = (torch.empty_like(inputs, dtype=_dtype(inputs, state)) for _ in range(3))
@@ -188,7 +199,7 @@ def _spiking(neuron: Neuron, num_steps: int, current: Tensor, state: Any) -> Kno
             jump = i + x
             if z is not None:
                 weight = module.recurrent_weights.detach()
-                product = spike_product(z, weight, parts)
+                product = spike_product(z, weight, parts) if num_steps > 1 else None
                 jump.add_(functional.linear(z, weight) if product is None else product)
             u = (p.v_leak - v).add_(jump).mul_(rate).add_(v)
             assert currents is not None
@@ -235,9 +246,9 @@ def _given_out(spikes: Tensor, membranes: Tensor, currents: Tensor | None, state
     return leaves, returned._replace(z=leaves[0]) if hasattr(state, "z") else returned
 
 
-def _projected(x: Tensor, weight: Tensor) -> Tensor:
-    """The currents that all inputs of a window make."""
-    exact = weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
+def _projected(x: Tensor, weight: Tensor, sparse: bool) -> Tensor:
+    """The currents that inputs make; if allowed from sparse products, whose rounding is another one."""
+    exact = sparse and weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
     found = SparseMatrix.of(x, len(weight)) if exact else None
     product: Tensor = functional.linear(x, weight) if found is None else SparseLinear.apply(x, found, weight, None)
     return product

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch.nn.parallel import DistributedDataParallel
 
 from stllr_plugin.errors import StateError
 from stllr_plugin.neuron import Neuron
+from stllr_plugin.traces import NeuronTraces
 
 
-def refuse_broadcast_states(neuron: Neuron, in_sequence: bool) -> None:
+def refuse_broadcast_states(neuron: Neuron, layers: Sequence[NeuronTraces]) -> None:
     """Raises StateError if that has just happened in the middle of a sequence.
 
     DDP writes in place and leaves no mark on the tensor, but while its forward runs it lists the buffers that it sent.
@@ -16,10 +19,10 @@ def refuse_broadcast_states(neuron: Neuron, in_sequence: bool) -> None:
 
     Args:
         neuron: The neuron that is about to run.
-        in_sequence: Whether it has run in this sequence already.
+        layers: The layers that it serves.
     """
     ddp = getattr(DistributedDataParallel, "_active_ddp_module", None)
-    if ddp is None or not in_sequence:
+    if ddp is None or not any(traces.steps for traces in layers):
         return
     states = [neuron.module._buffers.get(name) for name in neuron.adapter.state_buffers(neuron.module)]
     if any(state is sent for state in states for sent in getattr(ddp, "modules_buffers", ())):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from stllr_plugin.calls import SynapseCall, SynapseSite, Tag
 from stllr_plugin.errors import StateError
 from stllr_plugin.graft import graft
 from stllr_plugin.hooks import Hook, eager, refuse_recomputation
+from stllr_plugin.marks import Mark
 from stllr_plugin.neuron import Neuron
 from stllr_plugin.neurons.base import NeuronAdapter, NeuronStep
 from stllr_plugin.own_weights import OwnWeights, OwnWeightSite
@@ -32,7 +34,7 @@ from stllr_plugin.sites.muted import MutedSteps
 from stllr_plugin.sites.shortcut import Shortcut
 from stllr_plugin.sites.skipped import mark_skipped
 from stllr_plugin.sites.unknown import look_for_spikes
-from stllr_plugin.walk import Found, find_calls, summed_calls
+from stllr_plugin.walk import Found, directly_fed, find_calls, summed_calls
 
 
 @dataclass(slots=True)
@@ -49,6 +51,7 @@ class _OpenStep:
         door: Through which gradients leave a neuron that is not known.
         summed: The synapse calls of which its input is the plain sum.
         step: What it did, where the step was done by heart.
+        response: Makes its response, where the knowledge has all that it needs.
     """
 
     fresh: bool
@@ -60,6 +63,7 @@ class _OpenStep:
     input: Tensor | None = None
     door: Door | None = None
     step: NeuronStep | None = None
+    response: Callable[[], Response] | None = None
 
 
 class NeuronSite(Neuron):
@@ -138,13 +142,15 @@ class NeuronSite(Neuron):
             self._evaluated = False
             if all(traces.steps == 0 for traces in self.layers.all):
                 self.adapter.reset_states(self.module, None)  # what an evaluation between two sequences left behind
-        refuse_broadcast_states(self, any(traces.steps for traces in self.layers.all))
+        layers = self.layers.all
+        refuse_broadcast_states(self, layers)
         args, kwargs, membrane = self.adapter.detach_states(self.module, args, kwargs)
         # New states that are all zero begin a sequence. Reading values waits for the device, so it is done only where
         # the state is not the one that the last step returned.
-        known = any(traces.last_membrane is not None for traces in self.layers.all)
-        returned = any(traces.returned(membrane) for traces in self.layers.all)
-        fresh = membrane is None or (known and not returned and not bool(membrane.any()))
+        fresh = membrane is None
+        if membrane is not None and not any(traces.returned(membrane) for traces in layers):
+            known = any(traces.last_membrane is not None for traces in layers)
+            fresh = known and not bool(membrane.any())
         self._recover()
         if self.adapter.delayed:
             args, kwargs = self._mark_delayed(args, kwargs, fresh)
@@ -152,13 +158,10 @@ class NeuronSite(Neuron):
         args, kwargs = self._with_skipped(opened, args, kwargs)
         args = self._by_heart(opened, args, kwargs)
         args, kwargs = self._through_door(opened, args, kwargs)
-        if self.own_weights:
-            passed = None if opened.knowledge is None else self.passed
-            opened.mode = OwnWeights(self.module, self.own_weights, self.tap.currents, passed)
-            opened.mode.__enter__()
         self._open.append(opened)
         self.tap.clear()
-        self.tap.open = True
+        if opened.knowledge is None:
+            self._look_into(opened)
         return args, kwargs
 
     def _with_skipped(
@@ -171,7 +174,7 @@ class NeuronSite(Neuron):
             return args, kwargs
         opened.summed = summed_calls(current)
         traces = None if opened.fresh else self.layers.running(opened.incoming)
-        if traces is None:
+        if traces is None or len(opened.summed) >= len(traces.edges):
             return args, kwargs
         current = mark_skipped(self, traces, current, opened.summed)
         return ((current, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: current})
@@ -216,15 +219,24 @@ class NeuronSite(Neuron):
             site.stands_aside = True
         return (current.detach(), *args[1:])
 
+    def _look_into(self, opened: _OpenStep) -> None:
+        """Begins to look at what the module's own code does."""
+        if self.own_weights:
+            passed = None if opened.knowledge is None else self.passed
+            opened.mode = OwnWeights(self.module, self.own_weights, self.tap.currents, passed)
+            opened.mode.__enter__()
+        self.tap.open = True
+
     def _instead(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
         """The output of a step done by heart in place of the module's forward; None to leave it to the module."""
         opened = self._open[-1] if self._open else None
         if opened is None or opened.knowledge is None:
             return None
-        done = opened.knowledge.step(self, args[0], args[1:])
+        done = opened.knowledge.step(self, args[0], args[1:], kwargs)
         if done is None:
+            self._look_into(opened)
             return None
-        output, opened.step = done
+        output, opened.step, opened.response = done
         return [output]
 
     def _hooks_are_next(self) -> bool:
@@ -304,15 +316,12 @@ class NeuronSite(Neuron):
         if not membrane.numel():
             raise StateError(f"{self.kind} received a batch without a sample; leave empty batches out.")
         root = membrane if opened.current is None else opened.current
-        calls, boundaries = (
-            ([], []) if root.grad_fn is None else find_calls(root.grad_fn, root.shape, self.session.weights)
-        )
+        calls, boundaries = self._fed_by(root)
         look_for_spikes(self.session, f"neuron {self.name!r}", root, [call for _, call, _ in calls])
         groups = group_calls(calls)
         response: Response | None = None
-        if opened.knowledge is not None and opened.current is not None:
-            states = self._states(output, step, in_graph=False)
-            response = opened.knowledge.of_step(self, step, output, states).acts_on(opened.current)
+        if self.inner_sites or self.own_weights:
+            response = self._known_response(opened, step, output)
         inner = [] if response is None else response.inner
         fed_by = {call.site for _, call, _ in calls} | {synapse.call.site for synapse in inner}
         traces = self.layers.find(fed_by, opened.incoming, opened.fresh)
@@ -332,6 +341,7 @@ class NeuronSite(Neuron):
                 if not call.site.inside and call.arrivals is None:
                     call.arrivals = Arrivals()  # nothing is sent there
         else:
+            response = response or self._known_response(opened, step, output)
             if response is None:
                 states = self._states(output, step, in_graph=True)
                 response = live_response(step, output, states, carrier is not None)
@@ -351,6 +361,20 @@ class NeuronSite(Neuron):
             result = self._grafted(record, step.spikes, output)
         traces.remember(self.adapter.returned_membrane(self.module, result))
         return result
+
+    def _fed_by(self, root: Tensor) -> tuple[list[Found], list[Mark]]:
+        node, weights = root.grad_fn, self.session.weights
+        if node is None:
+            return [], []
+        return directly_fed(node, root.shape, weights) or find_calls(node, root.shape, weights)
+
+    def _known_response(self, opened: _OpenStep, step: NeuronStep, output: Any) -> Response | None:
+        if opened.knowledge is None or opened.current is None:
+            return None
+        if opened.response is not None:
+            return opened.response().acts_on(opened.current)
+        states = self._states(output, step, in_graph=False)
+        return opened.knowledge.of_step(self, step, output, states).acts_on(opened.current)
 
     def _states(self, output: Any, step: NeuronStep, *, in_graph: bool) -> list[Tensor]:
         """The states that the module returned or keeps, each once; those in the graph alone, if asked."""
