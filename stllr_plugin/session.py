@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import count
 from typing import Any
 
 import torch
@@ -16,11 +17,14 @@ from stllr_plugin.supervision import OpenWindow, Sequence, Span, Supervision
 from stllr_plugin.unknown_spikes import ValueWatch
 from stllr_plugin.updates import Updates
 
+_NUMBERS = count()
+
 
 class Session:
     """The bottom of a learner. It knows nobody above it; everybody above may hold it.
 
     Attributes:
+        number: Which of all sessions it is.
         model: The attached model.
         supervision: Which steps are supervised; the running sequence.
         enabled: Whether the rule is switched on.
@@ -44,6 +48,7 @@ class Session:
         self, model: nn.Module, supervision: Supervision, fold_steps: int, product_dtype: torch.dtype | None
     ) -> None:
         """See the class."""
+        self.number = next(_NUMBERS)
         self.model = model
         self.supervision = supervision
         self.fold_steps = fold_steps

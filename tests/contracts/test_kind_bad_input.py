@@ -245,7 +245,7 @@ def test_losses(way, loss):
 def run(**changes: Any) -> None:
     net, learner = attached()
     arguments = {"model": net, "x": inputs(), "y": None, "loss": square, **changes}
-    learner.run(*(arguments.pop(name) for name in ("model", "x", "y", "loss")), **arguments)
+    learner.run(*[arguments.pop(name) for name in ("model", "x", "y", "loss")], **arguments)
 
 
 RUNS: dict[str, dict[str, Any]] = {
