@@ -93,8 +93,10 @@ def remove_hooks(model: nn.Module) -> int:
         Number of hooks removed.
 
     Raises:
-        NotAttachedError: If the model is attached to a learner.
+        NotAttachedError: If the model is attached to a learner, or is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise NotAttachedError(f"remove_hooks() takes the model, a torch module; found {type(model).__name__}.")
     removed = 0
     for name, module in model.named_modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
@@ -149,7 +151,12 @@ def detach(model: nn.Module) -> int:
 
     Returns:
         Number of learners that were attached.
+
+    Raises:
+        NotAttachedError: If it is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise NotAttachedError(f"detach() takes the model, a torch module; found {type(model).__name__}.")
     found = attached_to(model)
     for owner in found:
         owner.detach()

@@ -115,6 +115,7 @@ class STLLRLearner(WaysOfUse, OptimizerFacade):
                 "num_steps": num_steps,
                 "fold_steps": fold_steps,
             },
+            {"reset_after_step": reset_after_step, "check_finite": check_finite},
             product_dtype,
             feedback_seed,
             learning_signal,
@@ -122,7 +123,6 @@ class STLLRLearner(WaysOfUse, OptimizerFacade):
         rules, excluded = checked_layer_rules(layer_rules), checked_patterns(exclude)
         plan = plan_attachment(model, rule, rules, learning_signal, output, excluded)
         _check_signal(plan, optimizer, fold_steps)
-        _replace_others(model)
 
         super().__init__(optimizer)
         self.reset_after_step = reset_after_step
@@ -134,6 +134,7 @@ class STLLRLearner(WaysOfUse, OptimizerFacade):
         self._session = Session(model, supervision, 1 if fold_steps is None else fold_steps, product_dtype)
         self._signal = _make_signal(plan, self._session, feedback_seed)
         self._signal.use_plasticity(plasticity)
+        _replace_others(model)  # all is checked by now
         self._network = Network(plan, self._session, self._signal)
         self._network.ended_by_step = optimizer is not None and reset_after_step
         supervision.begin(num_steps, None)
@@ -179,6 +180,10 @@ class STLLRLearner(WaysOfUse, OptimizerFacade):
         if self._inner is None:
             raise RuleError(
                 "This learner was built without an optimizer; pass one, or call your own optimizer's step()."
+            )
+        if closure is not None and not callable(closure):
+            raise RuleError(
+                f"step() takes a closure, a function that evaluates the model, or nothing; found {closure!r}."
             )
         if closure is None:
             self._check_ready()

@@ -77,6 +77,11 @@ def verify_with(
     Raises:
         VerificationError: If the model or the batch cannot be run for this.
     """
+    for name, value in (("supervise_last", supervise_last), ("num_steps", num_steps)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise VerificationError(f"{name}={value!r}: expected a positive number of time steps, or None.")
+    if not isinstance(model, nn.Module):
+        raise VerificationError(f"verify() takes a model, a torch module; found {type(model).__name__}.")
     job = _Job(
         attach=attach,
         model=model,

@@ -20,7 +20,7 @@ from stllr_plugin.supervision import OpenWindow, Span, checked_lengths
 from stllr_plugin.ways.stream import make_stream
 from stllr_plugin.ways.windows.check import Model, leaves_of, why_steps
 from stllr_plugin.ways.windows.window import Window
-from stllr_plugin.ways.within import checked_loss, refuse_no_function
+from stllr_plugin.ways.within import checked_loss, refuse_no_function, refuse_other_network
 
 LossFunction = Callable[[Any, Any], "Tensor | None"]
 
@@ -105,8 +105,8 @@ class _Task:
                 "run() trains: call model.train(), leave torch.no_grad() and enable the learner. To evaluate, call the "
                 "model at each step, or learner.stream(inputs)."
             )
-        for name, function in (("net", net), ("loss_fn", loss_fn)):
-            refuse_no_function(function, name, "run()")
+        refuse_other_network(network, net, "run()")
+        refuse_no_function(loss_fn, "loss_fn", "run()")
         if backward is not None:
             refuse_no_function(backward, "backward", "run()")
         self.network = network
@@ -317,18 +317,23 @@ def _checked_inputs(inputs: Tensor | Sequence[Tensor]) -> Tensor | Sequence[Tens
             "run() takes the inputs as a tensor [time, batch, ...] or a list of one tensor [batch, ...] per time step; "
             f"found {type(inputs).__name__}."
         )
+    parts: Sequence[Tensor] = [inputs] if isinstance(inputs, Tensor) else inputs
+    odd = next((x for x in parts if x.layout != torch.strided or x.is_complex() or x.is_meta), None)
+    if odd is not None:
+        raise SequenceInputError(
+            f"run() takes dense tensors of real values; found {odd.dtype}, {odd.layout}, on {odd.device}. Convert "
+            "them, as by to_dense()."
+        )
     if (tensor and inputs.dim() < 2) or len(inputs) == 0 or inputs[0].dim() == 0:  # type: ignore[union-attr]
         found = tuple(inputs.shape) if isinstance(inputs, Tensor) else "an empty list or scalars"
         raise SequenceInputError(f"run() takes inputs [time, batch, ...] of at least one time step; found {found}.")
-    odd = next((x for x in (inputs[:1] if tensor else inputs) if x.layout != torch.strided or x.is_complex()), None)
-    if odd is not None:
-        raise SequenceInputError(
-            f"run() takes dense inputs of real numbers; found {odd.dtype} with layout {odd.layout}. Convert them, as "
-            "by to_dense()."
-        )
-    shapes = {tuple(x.shape) for x in inputs} if not tensor else set()
-    if len(shapes) > 1:
-        raise SequenceInputError(f"run() takes inputs of one shape at all time steps; found {sorted(shapes)}.")
+    for what, seen in (
+        ("shape", {str(tuple(x.shape)) for x in parts}),
+        ("type", {str(x.dtype) for x in parts}),
+        ("device", {str(x.device) for x in parts}),
+    ):
+        if len(seen) > 1:
+            raise SequenceInputError(f"run() takes inputs of one {what} at all time steps; found {sorted(seen)}.")
     return inputs
 
 

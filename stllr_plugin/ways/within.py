@@ -64,6 +64,16 @@ def refuse_no_function(function: Any, name: str, what: str) -> None:
         raise StateError(f"{what}: {name} is the class {function.__name__} itself; pass an instance of it.")
 
 
+def refuse_other_network(network: Network, net: Any, what: str) -> None:
+    """Raises StateError if a module that is to be called is neither the attached model nor a wrapper of it."""
+    refuse_no_function(net, "the model", what)
+    if isinstance(net, nn.Module) and not any(module is network.model for module in net.modules()):
+        raise StateError(
+            f"{what} was given a {type(net).__name__} that is not the attached {type(network.model).__name__}, nor a "
+            "wrapper of it. Pass the model that the learner was built for."
+        )
+
+
 class StepAction(Hook):
     """Calls a function with (module, args, output); what it returns replaces the output."""
 
