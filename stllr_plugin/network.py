@@ -55,7 +55,7 @@ class Network:
         carrier: Whoever carries states outside of the neurons while a sequence runs.
         window_checks: Whether the model can run on several time steps at once, by kind of input: the reason if not.
         windowed_runs: How often that was asked.
-        ended_by_step: Whether an update ends the sequence, so that gradients may come until then.
+        has_optimizer: Whether the learner updates the weights.
         run_notes: How ``run()`` ran last, for the report.
     """
 
@@ -70,7 +70,7 @@ class Network:
         self.window_checks: dict[Any, str | None] = {}
         self.windowed_runs = 0
         self.run_notes: str | None = None
-        self.ended_by_step = False
+        self.has_optimizer = False
         self._silence = Silence()
         self._handles: list[Any] = []
         self._ignored_before: list[str] | None = None
@@ -179,6 +179,11 @@ class Network:
         self.session.weights = weights
 
     # Sequences.
+
+    @property
+    def ended_by_step(self) -> bool:
+        """Whether an update ends the sequence, so that gradients may come until then."""
+        return self.has_optimizer and self.session.reset_after_step
 
     def begin_sequence(
         self, num_steps: int | None, lengths: Tensor | None, *, keep_target: bool, last: int | None = None

@@ -32,6 +32,9 @@ class Session:
         trial: Whether a few steps are only tried out, which hooks that count should not count.
         fold_steps: How many steps' gradients are put into ``.grad`` together; 1 puts them there at once.
         product_dtype: In which the weights' gradients are multiplied; None for at least float32.
+        reset_after_step: Whether an update ends the sequence.
+        check_finite: Whether an update looks for NaN and infinity first.
+        single_step_updates: How many updates in a row came after a single time step.
         captures: How many gradients of the rule were delivered since the last update.
         time: The model's clock.
         uncalled: Synapses that have not been called since the sequence began.
@@ -56,6 +59,9 @@ class Session:
         self.enabled = True
         self.window: OpenWindow | None = None
         self.trial = False
+        self.reset_after_step = True
+        self.check_finite = True
+        self.single_step_updates = 0
         self.captures = 0
         self.time = Clock(supervision)
         self.uncalled: set[object] = set()
