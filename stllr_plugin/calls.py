@@ -85,8 +85,9 @@ class SynapseSite:
 
         The clock shows the step of the last neuron that ran, which is the step before for a synapse that runs first.
         """
-        clock = self.session.clock
-        return clock + 1 if self.runs_first else clock
+        session = self.session
+        ahead = self.runs_first or (session.window is None and session.time.call_is_empty)
+        return session.clock + 1 if ahead else session.clock
 
     def current_weight(self) -> Tensor:
         """The weight as it is now, within the graph of its originals."""

@@ -1,8 +1,8 @@
 """The model's clock: one count of time steps for all layers.
 
 A layer may be skipped at some steps, so its own count of steps says nothing of the time. A step begins where the model
-is called anew, and, for models with the loop over time inside, where a layer runs that has run in this step already, or
-that runs before one that has.
+is called anew, whether or not a layer runs in the call, and, for models with the loop over time inside, where a layer
+runs that has run in this step already, or that runs before one that has.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Clock:
         self._sequence = -1  # to which what follows belongs
         self._ran: set[Any] = set()  # layers that have run in this step
         self._call = 0  # the call of the model in which they ran
+        self._touched = 0  # the last call of the model in which any layer was called
         self._before: dict[Any, set[Any]] = {}  # by layer, those that have been seen to run before it within a step
 
     def begins_step(self, layer: Any) -> bool:
@@ -39,6 +40,21 @@ class Clock:
         if self._ran <= before:
             return False
         return any(layer in self._before.get(other, ()) and other not in before for other in self._ran)
+
+    @property
+    def call_is_empty(self) -> bool:
+        """Whether no neuron has been called yet in the running call of the model."""
+        return self._touched != self.model_calls
+
+    def touch(self) -> None:
+        """Notes that a neuron is called."""
+        self._touched = self.model_calls
+
+    def call_ends(self) -> None:
+        """A call of the model ends: one in which no neuron was called is a step as well."""
+        if self.call_is_empty:
+            self.supervision.next_step()
+            self.touch()
 
     def enter(self, layer: Any) -> int:
         """Notes that a layer runs; returns the index of its time step."""

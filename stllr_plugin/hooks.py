@@ -124,6 +124,9 @@ class Attached(Protocol):
     def detach(self) -> None:
         """Takes it off."""
 
+    def flush(self) -> None:
+        """Brings in the gradients that wait."""
+
     def reset_kept_states(self) -> None:
         """Resets the states that the model's neurons keep."""
 

@@ -73,6 +73,7 @@ class Session:
         self.weights: Mapping[int, Any] = {}
         self.look_at_model: Callable[[], None] | None = None
         self._looked_at = -1
+        self._completed = -1  # number of the backward pass after which nothing will wait
         self._orders = 0
 
     def enter(self) -> None:
@@ -115,6 +116,23 @@ class Session:
     def needs_graph(self, step: int) -> bool:
         """Whether any sample is supervised at this step, as far as can be known while it runs."""
         return self.sequence.needs_graph(step) if self.window is None else self.window.supervised
+
+    def complete_after(self, span: Span) -> None:
+        """A backward pass has come to a step: if it is the last of its sequence, nothing may wait after the pass.
+
+        The steps that wait may be those of layers that do not run at the last one, which the pass does not come by.
+        Processes that train together would not average what comes after a pass: there :meth:`STLLRLearner.step` speaks.
+        """
+        task = torch._C._current_graph_task_id()
+        if task in (-1, self._completed) or not span.sequence.ends_at(span.step) or several_processes():
+            return
+        self._completed = task
+        torch.autograd.Variable._execution_engine.queue_callback(self._complete)
+
+    def _complete(self) -> None:
+        self._completed = -1
+        if self.owner is not None:
+            self.owner.flush()
 
     def next_order(self) -> int:
         """Number of the next synapse call."""

@@ -49,6 +49,9 @@ class ModelSite:
         if not self.session.is_recording or self.session.window is not None:
             return None
         map_tensors(output, self._look)
+        self.session.time.call_ends()
+        if self.session.fold_steps > 1 and sequence.ends_at(sequence.clock):
+            map_tensors(output, self._complete)
         if sequence.all_supervised:
             return None
         if self.session.supervision.steps_run - self._steps_before > 1:
@@ -57,6 +60,13 @@ class ModelSite:
         if not sequence.needs_graph(step):
             return map_tensors(output, Tensor.detach)
         return map_tensors(output, lambda tensor: _of_step(tensor, sequence, step))
+
+    def _complete(self, tensor: Tensor) -> Tensor:
+        """The last step's backward pass brings in what waits, also where it comes by no neuron."""
+        if tensor.requires_grad and tensor.grad_fn is not None:
+            session, span = self.session, self.session.span(self.session.clock)
+            tensor.register_hook(lambda _: session.complete_after(span))
+        return tensor
 
     def _look(self, tensor: Tensor) -> Tensor:
         if tensor.grad_fn is not None:

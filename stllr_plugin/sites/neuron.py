@@ -120,6 +120,7 @@ class NeuronSite(Neuron):
 
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Cuts the incoming states off the graph of the past and opens the tap."""
+        self.session.time.touch()
         if self.session.window is not None or not self.session.is_recording:  # a window does its own bookkeeping
             self._evaluated = self._evaluated or not self.session.model.training
             if self.session.is_muted:

@@ -114,6 +114,33 @@ class EarlyEnd(SlowLast):
         return super().forward(x, 0 if t in (2, 3, 4, T - 2) else 1, state)
 
 
+class AllSlow(SlowLast):
+    """At every second step nothing runs at all."""
+
+    def forward(self, x: Tensor, t: int, state: Any) -> tuple[Tensor, Any]:
+        if t % 2 == 0:
+            return self.out(self.lb(self.b(self.la(self.a(x))))), None
+        return self.out.bias.expand(len(x), -1), None
+
+
+class HeldReadout(SlowLast):
+    """At every second step the readout alone runs, on the last spikes."""
+
+    def forward(self, x: Tensor, t: int, state: Any) -> tuple[Tensor, Any]:
+        spikes = self.lb(self.b(self.la(self.a(x)))) if t % 2 == 0 else state
+        return self.out(spikes), spikes.detach()
+
+
+class CutOff(SlowLast):
+    """At every second step the first layer runs, and no gradient reaches it."""
+
+    def forward(self, x: Tensor, t: int, state: Any) -> tuple[Tensor, Any]:
+        spikes = self.la(self.a(x))
+        if t % 2 == 0:
+            return self.out(self.lb(self.b(spikes))), None
+        return self.out.bias + spikes.detach().mean(1, keepdim=True), None
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "every second step": SlowLast,
     "every third step": lambda: SlowLast(3),
@@ -125,6 +152,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "norse": SlowNorse,
     "joins late": LateStart,
     "ends early": EarlyEnd,
+    "all at every second step": AllSlow,
+    "the readout at every step": HeldReadout,
+    "not reached at the last step": CutOff,
 }
 LENGTHS = torch.tensor([12, 11, 9, 6])
 HOW: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # options of the learner, and of reset()
