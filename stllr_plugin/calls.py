@@ -101,6 +101,7 @@ class SynapseSite:
         bias: Tensor | None = None,
         anchor: Tensor | None = None,
         product: WeightProduct | None = None,
+        apart: bool = False,
     ) -> Tensor:
         """Marks the output of one call; the output of a readout at a step that is not supervised leaves the graph.
 
@@ -111,6 +112,7 @@ class SynapseSite:
             bias: The bias, where its gradient is not left to the module.
             anchor: In place of a weight that is None: a parameter, so that the mark is in a graph, where neurons look.
             product: How the output follows from input and weight, where the site does not know.
+            apart: Whether the output is known to be made from nothing else of the learner's.
         """
         first = self._first_clock is None
         if first:
@@ -132,6 +134,7 @@ class SynapseSite:
             self.session.span(step),
             gate,
             product=product,
+            apart=apart,
         )
         if first:
             self._first_call, self._first_step = call, step
@@ -236,6 +239,7 @@ class SynapseCall:
         arrivals: What neurons have sent back to its output; None if nobody but them can have seen that.
         onward: Where its input's gradient arrives, if other synapses are behind it.
         onward_position: Where among what its node sends on that gradient is.
+        apart: Whether its input is known to be made from nothing of the learner's; no walk need go on behind it.
     """
 
     site: SynapseSite
@@ -251,6 +255,7 @@ class SynapseCall:
     arrivals: Arrivals | None = None
     onward: Arrivals | None = None
     onward_position: int = 0
+    apart: bool = False
 
     def weight_gradient(self, terms: Sequence[Term]) -> Tensor:
         """The weight's gradient, summed over pairs of an input and an output gradient."""

@@ -70,7 +70,8 @@ class ModelSite:
 
     def _look(self, tensor: Tensor) -> Tensor:
         if tensor.grad_fn is not None:
-            calls, _ = find_calls(tensor.grad_fn, tensor.shape)
+            number = self.session.time.model_calls
+            calls, _ = find_calls(tensor.grad_fn, tensor.shape, behind=self.session.weights, number=number)
             look_for_spikes(self.session, "the loss (the model's output)", tensor, [call for _, call, _ in calls])
         return tensor
 

@@ -277,6 +277,7 @@ class NeuronSite(Neuron):
 
     def after(self, output: Any) -> Any:
         """Advances the traces and grafts the rule onto spikes and states; also runs when the forward pass raised."""
+        self.session.time.touch()  # again: the model may be a neuron itself, and its call have begun after `before`
         opened = self._open.pop() if self._open else None
         if opened is None:
             self._muted.after(output)
