@@ -15,7 +15,7 @@ from stllr_plugin.errors import StateError
 from stllr_plugin.nn import SequenceDropout
 from stllr_plugin.own_weights import OwnWeightSite
 from stllr_plugin.rule import STLLRRule
-from stllr_plugin.session import Session
+from stllr_plugin.session import Session, several_processes
 from stllr_plugin.signals import LearningSignal
 from stllr_plugin.silence import Silence
 from stllr_plugin.sites.excluded import ExclusionHook
@@ -258,6 +258,14 @@ class Network:
                 weight = call.trained_weight() if call.site.owned else call.site.current_weight()
                 if weight.requires_grad:
                     torch.autograd.backward([weight], [gradient])
+
+    def complete(self) -> None:
+        """As :meth:`flush`, where a sequence has been run for the user, whichever of its steps had a loss.
+
+        Processes that train together would not average this: there ``step()`` speaks.
+        """
+        if self.session.fold_steps > 1 and not several_processes():
+            self.flush()
 
     def waiting_edges(self) -> list[EdgeTraces]:
         """Edges whose gradients of the last steps have not been multiplied yet."""

@@ -87,3 +87,4 @@ def _online(
         yield run
     finally:
         handle.remove()
+    network.complete()

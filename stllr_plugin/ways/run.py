@@ -80,6 +80,7 @@ def run(
         network.run_notes = f"step by step: {reason}"
         result = task.step_by_step()
         result.steps_because = reason
+    network.complete()
     result.sequence, result.session = network.session.sequence.number, network.session.number
     return result
 

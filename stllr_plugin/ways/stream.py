@@ -61,6 +61,7 @@ class Stream:
         try:
             for x in self._data:
                 yield self._step(x)
+            self._network.complete()  # the caller's last backward pass has been
         finally:
             if self._network.carrier is mine:
                 self._network.carrier = None

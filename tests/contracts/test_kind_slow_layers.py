@@ -285,3 +285,40 @@ def test_a_layer_that_is_faster_than_the_model(how):
         return train(Twice, rows, "b", {}, {})
 
     assert_right_or_refused(lambda: train(Twice, rows, "b", *HOW[how]), plain())
+
+
+class EvenSteps(SlowLast):
+    """Only every second step has a loss, and not the last one; a call is one step, or holds them all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.t = 0
+
+    def one(self, x: Tensor) -> Tensor:
+        spikes = self.la(self.a(x))
+        self.t += 1
+        return self.out(self.lb(self.b(spikes))) if self.t % 2 else x.new_zeros(len(x), OUT)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return self.one(x) if x.dim() == 2 else torch.stack([self.one(step) for step in x])
+
+
+@pytest.mark.parametrize("way", ["online", "two_pass", "stream", "run"])
+def test_whoever_runs_the_sequence_leaves_nothing_waiting(way):
+    def train(**options: Any) -> Gradients:
+        net = build(EvenSteps)
+        learner = STLLRLearner(net, sgd(net), rule=RULE, num_steps=T, **options)
+        if way == "online":
+            with learner.online(net.out, lambda output: output.square().sum(), num_steps=T):
+                net(inputs())
+        elif way == "two_pass":
+            learner.two_pass(net.out, lambda outputs: outputs.square().sum(), lambda: net(inputs()))
+        elif way == "stream":
+            for output in learner.stream(inputs()):
+                if output.requires_grad:
+                    output.square().sum().backward()
+        else:
+            learner.run(net, inputs(), None, lambda o, y: o.square().sum() if o.requires_grad else None, window=3)
+        return copied(net)
+
+    assert_right(train(fold_steps=3), train())
