@@ -324,6 +324,11 @@ OTHERS: dict[str, Callable[[nn.Module, STLLRLearner], Any]] = {
     "verify with a number of steps that is a text": lambda net, learner: learner.verify(
         inputs(), square, num_steps="3"
     ),
+    "verify with layer_rules that are a list": lambda net, learner: learner.verify(
+        inputs(), square, layer_rules=["shd"]
+    ),
+    "verify with exclude that is a number": lambda net, learner: learner.verify(inputs(), square, exclude=3),
+    "verify with a forward that is a number": lambda net, learner: learner.verify(inputs(), square, forward=3),
     "detach a number": lambda net, learner: stllr_plugin.detach(3),
     "a preset that is a list": lambda net, learner: STLLRRule.preset(["shd"]),
     "a feedback matrix of another shape": lambda net, learner: learner.feedback.__setitem__("1", torch.zeros(1)),
