@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 import stllr_plugin
 from stllr_plugin import STLLRLearner, STLLRRule
+from stllr_plugin.activations import Dspike, InverseSquare, Rational, SigmoidDerivative, Triangle
 from stllr_plugin.errors import STLLRError
+from stllr_plugin.stdp import Plasticity
 from tests.contracts.kinds import members, sgd
 from tests.contracts.networks import RULE, build
 
@@ -229,6 +231,24 @@ def test_psi(psi, propagate):
         for step in inputs():
             square(net(step)).backward()
         learner.step()
+
+
+CONSTANTS: dict[str, Callable[[], Any]] = {
+    "a text": lambda: Triangle("high"),  # type: ignore[arg-type]
+    "negative": lambda: InverseSquare(-1.0),
+    "no width": lambda: Triangle(0.3, 0.0),
+    "nan": lambda: Rational(float("nan")),
+    "None": lambda: SigmoidDerivative(None),  # type: ignore[arg-type]
+    "a text for dspike": lambda: Dspike("x"),  # type: ignore[arg-type]
+    "a class": lambda: type(RULE)(psi=Triangle),  # type: ignore[arg-type]
+    "a factor of STDP that is a number": lambda: Plasticity(potentiation=3),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("make", members(CONSTANTS))
+def test_constants(make):
+    with pytest.raises(STLLRError):
+        make()
 
 
 LOSSES: dict[str, Callable[..., Any]] = {
