@@ -22,8 +22,20 @@ from stllr_plugin.errors import RuleError
 Psi = Callable[[Tensor], Tensor]
 
 
+class _Constants:
+    """The numbers of a psi, checked."""
+
+    def __post_init__(self) -> None:
+        """Raises RuleError if one of them is not positive and finite: psi would be no bump around the threshold."""
+        for name, value in vars(self).items():
+            number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+            valid = isinstance(number, (int, float)) and not isinstance(number, bool)
+            if not valid or not 0.0 < number < math.inf:
+                raise RuleError(f"{type(self).__name__}({name}={value!r}): expected a positive number.")
+
+
 @dataclass(frozen=True)
-class Triangle:
+class Triangle(_Constants):
     """``height * max(1 - |v| / width, 0)`` (paper eq. 26, DVS Gesture: height 0.3, width 1)."""
 
     height: float = 0.3
@@ -35,7 +47,7 @@ class Triangle:
 
 
 @dataclass(frozen=True)
-class InverseSquare:
+class InverseSquare(_Constants):
     """``1 / (slope * |v| + 1)^2`` (paper eq. 25, SHD: slope 100)."""
 
     slope: float = 100.0
@@ -46,7 +58,7 @@ class InverseSquare:
 
 
 @dataclass(frozen=True)
-class SigmoidDerivative:
+class SigmoidDerivative(_Constants):
     """``4 * height * s * (1 - s)`` with ``s = sigmoid(slope * v)`` (paper eq. 27, CIFAR10-DVS: slope 4, height 1)."""
 
     slope: float = 4.0
@@ -60,7 +72,7 @@ class SigmoidDerivative:
 
 
 @dataclass(frozen=True)
-class Rational:
+class Rational(_Constants):
     """``1 / (1 + (slope * v)^2)`` (paper eq. 28, MVSEC: slope 10)."""
 
     slope: float = 10.0
@@ -89,7 +101,7 @@ class Dspike:
 
     def __post_init__(self) -> None:
         """Checks the temperature."""
-        if not 0.0 <= self.temperature <= 1e4:
+        if not isinstance(self.temperature, (int, float)) or not 0.0 <= self.temperature <= 1e4:
             raise RuleError(f"Dspike(temperature={self.temperature!r}): expected a number from 0 to 10000.")
 
     def __call__(self, v: Tensor) -> Tensor:
@@ -139,6 +151,8 @@ def resolve_psi(psi: str | Psi | None) -> Psi | None:
         if psi not in NAMED:
             raise RuleError(f"psi={psi!r} is not known; use one of {sorted(NAMED)}, a callable v -> psi(v), or None.")
         return _named(psi)
+    if isinstance(psi, type):
+        raise RuleError(f"psi is the class {psi.__name__} itself; pass an instance, such as {psi.__name__}().")
     if not callable(psi):
         raise RuleError(f"psi must be a name, a callable v -> psi(v) or None; found {type(psi).__name__}.")
     return psi

@@ -293,7 +293,7 @@ def _find_output(model: nn.Module, plan: Plan, signal: str, output: str | None, 
         return
     modules = dict(model.named_modules())
     if output is not None:
-        if output not in modules:
+        if not isinstance(output, str) or output not in modules:
             problems.append(
                 f"output={output!r} is no module of the model; it has {[name for name in modules if name]}."
             )

@@ -15,6 +15,7 @@ from stllr_plugin.errors import NotAttachedError
 from stllr_plugin.network import Network
 from stllr_plugin.report import Report
 from stllr_plugin.session import Session
+from stllr_plugin.settings import check_switch
 from stllr_plugin.signals import LearningSignal
 from stllr_plugin.supervision import Supervision
 
@@ -106,6 +107,29 @@ class Attachment:
     def trial(self) -> bool:
         """Whether ``run()`` is trying out a few steps, which hooks that count should not count."""
         return self._session.trial
+
+    # What may be set. All of it is kept in the session: wrappers (Fabric's, Lightning's) inherit from the learner's
+    # class, and what is set on one of them would otherwise stay there.
+
+    @property
+    def reset_after_step(self) -> bool:
+        """Whether ``step()`` ends the sequence; may be set."""
+        return self._session.reset_after_step
+
+    @reset_after_step.setter
+    def reset_after_step(self, value: bool) -> None:
+        check_switch("reset_after_step", value)
+        self._session.reset_after_step = value
+
+    @property
+    def check_finite(self) -> bool:
+        """Whether ``step()`` looks for NaN and infinity first; may be set."""
+        return self._session.check_finite
+
+    @check_finite.setter
+    def check_finite(self, value: bool) -> None:
+        check_switch("check_finite", value)
+        self._session.check_finite = value
 
     # What the learning signal is made from, where that is no loss.
 

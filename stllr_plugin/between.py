@@ -31,7 +31,9 @@ def _onward(node: Node) -> Edges:
         return node.next_functions
     if mark.ends:
         return ()
-    return node.next_functions if mark.call is None else node.next_functions[:1]
+    if mark.call is None:
+        return node.next_functions
+    return () if mark.call.apart else node.next_functions[:1]
 
 
 def on_the_way(roots: Iterable[Node], is_target: Callable[[Node], bool]) -> dict[Node, Edges]:

@@ -85,8 +85,9 @@ class SynapseSite:
 
         The clock shows the step of the last neuron that ran, which is the step before for a synapse that runs first.
         """
-        clock = self.session.clock
-        return clock + 1 if self.runs_first else clock
+        session = self.session
+        ahead = self.runs_first or (session.window is None and session.time.call_is_empty)
+        return session.clock + 1 if ahead else session.clock
 
     def current_weight(self) -> Tensor:
         """The weight as it is now, within the graph of its originals."""
@@ -100,6 +101,7 @@ class SynapseSite:
         bias: Tensor | None = None,
         anchor: Tensor | None = None,
         product: WeightProduct | None = None,
+        apart: bool = False,
     ) -> Tensor:
         """Marks the output of one call; the output of a readout at a step that is not supervised leaves the graph.
 
@@ -110,6 +112,7 @@ class SynapseSite:
             bias: The bias, where its gradient is not left to the module.
             anchor: In place of a weight that is None: a parameter, so that the mark is in a graph, where neurons look.
             product: How the output follows from input and weight, where the site does not know.
+            apart: Whether the output is known to be made from nothing else of the learner's.
         """
         first = self._first_clock is None
         if first:
@@ -132,6 +135,7 @@ class SynapseSite:
             gate,
             product=product,
             kept=x.grad_fn is not None,
+            apart=apart,
         )
         if first:
             self._first_call, self._first_step = call, step
@@ -247,6 +251,7 @@ class SynapseCall:
         onward: Where its input's gradient arrives, if other synapses are behind it.
         onward_position: Where among what its node sends on that gradient is.
         kept: Whether the input was made within the graph, so that its memory is not used again for another one.
+        apart: Whether its input is known to be made from nothing of the learner's; no walk need go on behind it.
     """
 
     site: SynapseSite
@@ -263,6 +268,7 @@ class SynapseCall:
     onward: Arrivals | None = None
     onward_position: int = 0
     kept: bool = False
+    apart: bool = False
 
     def weight_gradient(self, terms: Sequence[Term]) -> Tensor:
         """The weight's gradient, summed over pairs of an input and an output gradient."""

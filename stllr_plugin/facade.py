@@ -23,6 +23,7 @@ class OptimizerFacade(Optimizer):
     def __init__(self, inner: Optimizer | None) -> None:
         """See the class."""
         self._inner: Optimizer | None = None
+        self._own: dict[str, Any] = {}  # without an inner optimizer; a wrapper that copies attributes shares it
         # torch refuses an optimizer without parameters.
         placeholder: list[dict[str, Any]] = [{"params": [torch.zeros(0)]}]
         groups = placeholder if inner is None else inner.param_groups
@@ -43,26 +44,38 @@ class OptimizerFacade(Optimizer):
     def param_groups(self) -> list[dict[str, Any]]:
         """Those of the inner optimizer."""
         self._groups_are_seen()
-        return self._own_groups if self._inner is None else self._inner.param_groups
+        return self._own["groups"] if self._inner is None else self._inner.param_groups
 
     @param_groups.setter
     def param_groups(self, groups: list[dict[str, Any]]) -> None:
         if self._inner is None:
-            self._own_groups = groups
+            self._own["groups"] = groups
         else:
             self._inner.param_groups = groups
 
     @property
     def state(self) -> defaultdict[Tensor, Any]:
         """That of the inner optimizer."""
-        return self._own_state if self._inner is None else self._inner.state
+        return self._own["state"] if self._inner is None else self._inner.state
 
     @state.setter
     def state(self, state: defaultdict[Tensor, Any]) -> None:
         if self._inner is None:
-            self._own_state = state
+            self._own["state"] = state
         else:
             self._inner.state = state
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Those of the inner optimizer."""
+        return self._own["defaults"] if self._inner is None else self._inner.defaults
+
+    @defaults.setter
+    def defaults(self, defaults: dict[str, Any]) -> None:
+        if self._inner is None:
+            self._own["defaults"] = defaults
+        else:
+            self._inner.defaults = defaults
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group to the inner optimizer."""

@@ -104,8 +104,10 @@ def remove_hooks(model: nn.Module) -> int:
         Number of hooks removed.
 
     Raises:
-        NotAttachedError: If the model is attached to a learner.
+        NotAttachedError: If the model is attached to a learner, or is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise NotAttachedError(f"remove_hooks() takes the model, a torch module; found {type(model).__name__}.")
     removed = 0
     for name, module in model.named_modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
@@ -132,6 +134,9 @@ class Attached(Protocol):
 
     def detach(self) -> None:
         """Takes it off."""
+
+    def flush(self) -> None:
+        """Brings in the gradients that wait."""
 
     def reset_kept_states(self) -> None:
         """Resets the states that the model's neurons keep."""
@@ -160,7 +165,12 @@ def detach(model: nn.Module) -> int:
 
     Returns:
         Number of learners that were attached.
+
+    Raises:
+        NotAttachedError: If it is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise NotAttachedError(f"detach() takes the model, a torch module; found {type(model).__name__}.")
     found = attached_to(model)
     for owner in found:
         owner.detach()

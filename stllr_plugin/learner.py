@@ -115,6 +115,7 @@ class STLLRLearner(WaysOfUse, OptimizerFacade):
                 "num_steps": num_steps,
                 "fold_steps": fold_steps,
             },
+            {"reset_after_step": reset_after_step, "check_finite": check_finite},
             product_dtype,
             feedback_seed,
             learning_signal,
@@ -122,20 +123,18 @@ class STLLRLearner(WaysOfUse, OptimizerFacade):
         rules, excluded = checked_layer_rules(layer_rules), checked_patterns(exclude)
         plan = plan_attachment(model, rule, rules, learning_signal, output, excluded)
         _check_signal(plan, optimizer, fold_steps)
-        _replace_others(model)
 
         super().__init__(optimizer)
-        self.reset_after_step = reset_after_step
-        self.check_finite = check_finite
         self._plan = plan
         self._num_steps = num_steps
-        self._single_step_updates = 0
         supervision = Supervision(supervise_last, supervise_random)
         self._session = Session(model, supervision, 1 if fold_steps is None else fold_steps, product_dtype)
         self._signal = _make_signal(plan, self._session, feedback_seed)
         self._signal.use_plasticity(plasticity)
+        _replace_others(model)  # all is checked by now
         self._network = Network(plan, self._session, self._signal)
-        self._network.ended_by_step = optimizer is not None and reset_after_step
+        self._network.has_optimizer = optimizer is not None
+        self.reset_after_step, self.check_finite = reset_after_step, check_finite
         supervision.begin(num_steps, None)
         self._network.attach()
 
@@ -179,6 +178,10 @@ class STLLRLearner(WaysOfUse, OptimizerFacade):
         if self._inner is None:
             raise RuleError(
                 "This learner was built without an optimizer; pass one, or call your own optimizer's step()."
+            )
+        if closure is not None and not callable(closure):
+            raise RuleError(
+                f"step() takes a closure, a function that evaluates the model, or nothing; found {closure!r}."
             )
         if closure is None:
             self._check_ready()
@@ -252,8 +255,9 @@ class STLLRLearner(WaysOfUse, OptimizerFacade):
         )
 
     def _warn_of_resets_within_sequences(self) -> None:
-        self._single_step_updates = self._single_step_updates + 1 if self._session.clock == 0 else 0
-        if self._single_step_updates == 3 and self._num_steps != 1:
+        session = self._session
+        session.single_step_updates = session.single_step_updates + 1 if session.clock == 0 else 0
+        if session.single_step_updates == 3 and self._num_steps != 1:
             warn(
                 "Each of the last three step() calls came after a single time step, and each reset the neurons and "
                 "the traces. If your sequences have one time step, say so with num_steps=1. If you update at every "

@@ -15,7 +15,7 @@ from stllr_plugin.errors import StateError
 from stllr_plugin.nn import SequenceDropout
 from stllr_plugin.own_weights import OwnWeightSite
 from stllr_plugin.rule import STLLRRule
-from stllr_plugin.session import Session
+from stllr_plugin.session import Session, several_processes
 from stllr_plugin.signals import LearningSignal
 from stllr_plugin.silence import Silence
 from stllr_plugin.sites.excluded import ExclusionHook
@@ -55,7 +55,7 @@ class Network:
         carrier: Whoever carries states outside of the neurons while a sequence runs.
         window_checks: Whether the model can run on several time steps at once, by kind of input: the reason if not.
         windowed_runs: How often that was asked.
-        ended_by_step: Whether an update ends the sequence, so that gradients may come until then.
+        has_optimizer: Whether the learner updates the weights.
         run_notes: How ``run()`` ran last, for the report.
     """
 
@@ -70,7 +70,7 @@ class Network:
         self.window_checks: dict[Any, str | None] = {}
         self.windowed_runs = 0
         self.run_notes: str | None = None
-        self.ended_by_step = False
+        self.has_optimizer = False
         self._silence = Silence()
         self._handles: list[Any] = []
         self._ignored_before: list[str] | None = None
@@ -182,6 +182,11 @@ class Network:
 
     # Sequences.
 
+    @property
+    def ended_by_step(self) -> bool:
+        """Whether an update ends the sequence, so that gradients may come until then."""
+        return self.has_optimizer and self.session.reset_after_step
+
     def begin_sequence(
         self, num_steps: int | None, lengths: Tensor | None, *, keep_target: bool, last: int | None = None
     ) -> None:
@@ -255,6 +260,14 @@ class Network:
                 weight = call.trained_weight() if call.site.owned else call.site.current_weight()
                 if weight.requires_grad:
                     torch.autograd.backward([weight], [gradient])
+
+    def complete(self) -> None:
+        """As :meth:`flush`, where a sequence has been run for the user, whichever of its steps had a loss.
+
+        Processes that train together would not average this: there ``step()`` speaks.
+        """
+        if self.session.fold_steps > 1 and not several_processes():
+            self.flush()
 
     def waiting_edges(self) -> list[EdgeTraces]:
         """Edges whose gradients of the last steps have not been multiplied yet."""

@@ -308,6 +308,8 @@ class Record:
         self, deltas: list[Tensor | None]
     ) -> tuple[list[Tensor | None], list[Tensor | None], list[Tensor | None]]:
         """Gradients of the links, of the synapses' weights and of other parameters, from dL/d(output), masked."""
+        if self.session.fold_steps > 1:
+            self.session.complete_after(self.span)
         response = self.response
         for synaptic in self.inputs:
             synaptic.edge.reached_now = synaptic.call.site.reached = True

@@ -99,7 +99,7 @@ class STLLRRule:
         Raises:
             RuleError: If the name is not known or an override is not valid.
         """
-        if name not in _PRESETS:
+        if not isinstance(name, str) or name not in _PRESETS:
             raise RuleError(f"There is no preset {name!r}; known: {', '.join(_PRESETS)}.")
         unknown = set(overrides) - {field.name for field in fields(cls)}
         if unknown:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import count
 from typing import Any
 
 import torch
@@ -16,11 +17,14 @@ from stllr_plugin.supervision import OpenWindow, Sequence, Span, Supervision
 from stllr_plugin.unknown_spikes import ValueWatch
 from stllr_plugin.updates import Updates
 
+_NUMBERS = count()
+
 
 class Session:
     """The bottom of a learner. It knows nobody above it; everybody above may hold it.
 
     Attributes:
+        number: Which of all sessions it is.
         model: The attached model.
         supervision: Which steps are supervised; the running sequence.
         enabled: Whether the rule is switched on.
@@ -28,6 +32,9 @@ class Session:
         trial: Whether a few steps are only tried out, which hooks that count should not count.
         fold_steps: How many steps' gradients are put into ``.grad`` together; 1 puts them there at once.
         product_dtype: In which the weights' gradients are multiplied; None for at least float32.
+        reset_after_step: Whether an update ends the sequence.
+        check_finite: Whether an update looks for NaN and infinity first.
+        single_step_updates: How many updates in a row came after a single time step.
         captures: How many gradients of the rule were delivered since the last update.
         time: The model's clock.
         uncalled: Synapses that have not been called since the sequence began.
@@ -44,6 +51,7 @@ class Session:
         self, model: nn.Module, supervision: Supervision, fold_steps: int, product_dtype: torch.dtype | None
     ) -> None:
         """See the class."""
+        self.number = next(_NUMBERS)
         self.model = model
         self.supervision = supervision
         self.fold_steps = fold_steps
@@ -51,6 +59,9 @@ class Session:
         self.enabled = True
         self.window: OpenWindow | None = None
         self.trial = False
+        self.reset_after_step = True
+        self.check_finite = True
+        self.single_step_updates = 0
         self.captures = 0
         self.time = Clock(supervision)
         self.uncalled: set[object] = set()
@@ -62,6 +73,7 @@ class Session:
         self.weights: Mapping[int, Any] = {}
         self.look_at_model: Callable[[], None] | None = None
         self._looked_at = -1
+        self._completed = -1  # number of the backward pass after which nothing will wait
         self._orders = 0
 
     def enter(self) -> None:
@@ -104,6 +116,23 @@ class Session:
     def needs_graph(self, step: int) -> bool:
         """Whether any sample is supervised at this step, as far as can be known while it runs."""
         return self.sequence.needs_graph(step) if self.window is None else self.window.supervised
+
+    def complete_after(self, span: Span) -> None:
+        """A backward pass has come to a step: if it is the last of its sequence, nothing may wait after the pass.
+
+        The steps that wait may be those of layers that do not run at the last one, which the pass does not come by.
+        Processes that train together would not average what comes after a pass: there :meth:`STLLRLearner.step` speaks.
+        """
+        task = torch._C._current_graph_task_id()
+        if task in (-1, self._completed) or not span.sequence.ends_at(span.step) or several_processes():
+            return
+        self._completed = task
+        torch.autograd.Variable._execution_engine.queue_callback(self._complete)
+
+    def _complete(self) -> None:
+        self._completed = -1
+        if self.owner is not None:
+            self.owner.flush()
 
     def next_order(self) -> int:
         """Number of the next synapse call."""

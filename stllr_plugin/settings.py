@@ -15,24 +15,32 @@ from stllr_plugin.rule import STLLRRule
 
 
 def check_settings(
-    optimizer: Any, counts: Mapping[str, Any], product_dtype: Any, feedback_seed: Any, learning_signal: Any
+    optimizer: Any,
+    counts: Mapping[str, Any],
+    switches: Mapping[str, Any],
+    product_dtype: Any,
+    feedback_seed: Any,
+    learning_signal: Any,
 ) -> None:
     """Checks what is said of optimizer, steps and signal.
 
     Args:
         optimizer: The optimizer, or None.
         counts: By name, numbers of time steps, each of which may be None.
+        switches: By name, what is on or off.
         product_dtype: In which the weights' gradients are multiplied.
         feedback_seed: Seed of the feedback matrices, or None.
         learning_signal: Name of the learning signal, or None.
 
     Raises:
-        RuleError: If a number, the dtype, the seed or the name is not valid.
+        RuleError: If a number, a switch, the dtype, the seed or the name is not valid.
         AttachmentError: If the optimizer is none.
     """
     for name, value in counts.items():
         if value is not None:
             check_count(name, value)
+    for name, value in switches.items():
+        check_switch(name, value)
     if counts["supervise_last"] is not None and counts["supervise_random"] is not None:
         raise RuleError("supervise_last and supervise_random exclude each other; pass one of them.")
     if isinstance(optimizer, OptimizerFacade):
@@ -46,7 +54,7 @@ def check_settings(
         )
     if feedback_seed is not None and (isinstance(feedback_seed, bool) or not isinstance(feedback_seed, int)):
         raise RuleError(f"feedback_seed={feedback_seed!r}: expected an integer, or None for torch.initial_seed().")
-    if learning_signal is not None and not isinstance(learning_signal, str):
+    if learning_signal is not None and (not isinstance(learning_signal, str) or not learning_signal):
         raise RuleError(f"learning_signal={learning_signal!r}: expected a name, such as 'bp' or 'dfa', or None.")
 
 
@@ -54,6 +62,12 @@ def check_count(name: str, value: Any) -> None:
     """Raises RuleError if a value is no positive number of time steps."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise RuleError(f"{name}={value!r}: expected a positive number of time steps, or None.")
+
+
+def check_switch(name: str, value: Any) -> None:
+    """Raises RuleError if a value is neither True nor False: the text "no" would count as yes."""
+    if not isinstance(value, bool):
+        raise RuleError(f"{name}={value!r}: expected True or False.")
 
 
 def checked_patterns(exclude: Any) -> tuple[str, ...]:

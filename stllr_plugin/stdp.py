@@ -44,7 +44,7 @@ class Plasticity:
         depression: Factor of the second term, from the weight, e.g. ``lambda w: w - w_min``; None for 1.
 
     Raises:
-        RuleError: If the decay is out of its range.
+        RuleError: If the decay is out of its range, or a factor is no function.
     """
 
     eligibility_decay: float | None = None
@@ -52,7 +52,10 @@ class Plasticity:
     depression: WeightFactor | None = None
 
     def __post_init__(self) -> None:
-        """Checks the decay."""
+        """Checks the decay and the factors."""
+        for name, factor in (("potentiation", self.potentiation), ("depression", self.depression)):
+            if factor is not None and not callable(factor):
+                raise RuleError(f"{name}={factor!r}: expected a function of the weight, or None.")
         decay = self.eligibility_decay
         if decay is None:
             return

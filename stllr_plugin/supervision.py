@@ -166,7 +166,12 @@ class OpenWindow:
         return self.stop - self.start
 
 
-def _checked_lengths(given: Any) -> Tensor:
+def checked_lengths(given: Any) -> Tensor:
+    """The length of each sample, integer [B].
+
+    Raises:
+        StateError: If it is not that.
+    """
     try:
         lengths = torch.as_tensor(given)
         kind = lengths.dtype
@@ -206,7 +211,7 @@ class Supervision:
             StateError: If a length is not valid; the running sequence then goes on.
         """
         if lengths is not None:
-            lengths = _checked_lengths(lengths)
+            lengths = checked_lengths(lengths)
             longest = int(lengths.max())
             if num_steps is not None and num_steps < longest:
                 raise StateError(f"num_steps={num_steps}, but the longest of the given lengths is {longest}.")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sized
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,10 +19,13 @@ from stllr_plugin.uses import use_at
 Found = tuple[Node, SynapseCall, bool]
 
 
-# A graph in front of the learner's part, such as that of a recurrent network trained through time, grows from step to
-# step. What has been walked through once and holds nothing of the learner's is marked, and not walked through again.
+# A graph in front of the learner's part or beside it, such as that of a recurrent network trained through time, grows
+# from step to step. What has been walked through once and holds nothing of the learner's is marked, and not walked
+# through again.
 _OUTSIDE = "stllr outside"
+_RETURNED = "stllr returned"  # in which of its calls the model returned what was made here
 _FEW = 16  # nodes, before it pays to ask for the mark
+_MANY = 32  # nodes, before it pays to tell those with something of the learner's from those without
 
 
 def notes_of(node: Node) -> dict[Any, Any]:
@@ -31,13 +34,65 @@ def notes_of(node: Node) -> dict[Any, Any]:
     return notes  # type: ignore[no-any-return]
 
 
-def is_outside(node: Node, seen: Collection[Node]) -> bool:
+def is_outside(node: Node, seen: Sized, few: int = _FEW) -> bool:
     """Whether a node, and all that it was made from, has nothing of the learner's; asked for after a few nodes only."""
-    return len(seen) > _FEW and _OUTSIDE in notes_of(node)
+    return len(seen) >= few and _OUTSIDE in notes_of(node)
+
+
+def _mark_outside(seen: Collection[Node], ours: Collection[Node], few: int = _FEW) -> bool:
+    """Marks those nodes of a walk that have nothing of the learner's behind them.
+
+    Args:
+        seen: The nodes that were walked through; the walk went on from each of them, other than from ``ours``.
+        ours: Those that are the learner's own, or lead to something of its.
+        few: How many nodes are not worth it, where nothing is the learner's.
+
+    Returns:
+        Whether it was worth it.
+    """
+    if len(seen) < (_MANY if ours else few):
+        return False
+    leads = set(ours)
+    if ours:
+        above: dict[Node, list[Node]] = {}
+        for node in seen:
+            for following, _ in node.next_functions:
+                if following is not None:
+                    above.setdefault(following, []).append(node)
+        todo = list(ours)
+        while todo:
+            for node in above.get(todo.pop(), ()):
+                if node not in leads:
+                    leads.add(node)
+                    todo.append(node)
+    for node in seen:
+        if node not in leads and type(node).__name__ != "AccumulateGrad":  # which outlives the graph
+            notes_of(node)[_OUTSIDE] = True
+    return True
+
+
+class Behind(NamedTuple):
+    """What a tensor was made from.
+
+    Attributes:
+        records: The steps of neurons.
+        parameters: Whether parameters took part on the way.
+        ours: Whether anything of the learner's did.
+        marked: Whether a graph with nothing of the learner's was found and marked.
+    """
+
+    records: list[StepsTaken]
+    parameters: bool
+    ours: bool
+    marked: bool
 
 
 def find_calls(
-    root: Node, output_shape: torch.Size, weights: Mapping[int, SynapseSite] | None = None
+    root: Node,
+    output_shape: torch.Size,
+    weights: Mapping[int, SynapseSite] | None = None,
+    behind: Mapping[int, SynapseSite] | None = None,
+    number: int = 0,
 ) -> tuple[list[Found], list[Mark]]:
     """Walks the graph of one step from the membrane (or a neuron's input) back to the synapse calls that feed it.
 
@@ -46,6 +101,9 @@ def find_calls(
         output_shape: The membrane's shape.
         weights: By id of a parameter, the synapse whose weight it makes. None of them may be reached other than through
             a tag, or a product that counts as a call.
+        behind: In place of ``weights`` where the root is what the model returned: they may be reached in any way, and
+            what it has returned before is not walked through again (it may be a running sum).
+        number: Number of the model's call, where it returned the root.
 
     Returns:
         For each tag that was reached: its node, its call, and whether the membrane depends on it through additions
@@ -58,6 +116,7 @@ def find_calls(
     found: list[Found] = []
     boundaries: list[Mark] = []
     seen: set[Node] = set()
+    ours: list[Node] = []
     tangled = False
     strange: list[str] = []
     stack: list[tuple[Node, bool]] = [(root, True)]
@@ -68,20 +127,24 @@ def find_calls(
             continue
         if is_outside(node, seen):
             continue
+        if behind is not None and len(seen) >= _FEW and notes_of(node).get(_RETURNED, number) != number:
+            continue
         seen.add(node)
         mark = mark_of(node)
         if mark is not None:
+            ours.append(node)
             call: SynapseCall | None = mark.call
             if call is not None:
                 found.append((node, call, identity and call.output_shape == output_shape))
-                behind = node.next_functions[0][0]  # what made the output; the others made the weight
-                if behind is not None:
-                    stack.append((behind, False))  # a synapse behind this one reaches the membrane through its weight
+                maker = node.next_functions[0][0]  # what made the output; the others made the weight
+                if maker is not None and not call.apart:
+                    stack.append((maker, False))  # a synapse behind this one reaches the membrane through its weight
                 continue
             if mark.ends:
                 boundaries.append(mark)
                 continue
         elif weights and (use := use_at(node, weights)) is not None:
+            ours.append(node)
             found.append((node, use[0], identity and use[0].output_shape == output_shape))
             if use[1] is not None and type(use[1]).__name__ != "AccumulateGrad":
                 stack.append((use[1], False))
@@ -94,11 +157,18 @@ def find_calls(
             if type(following).__name__ == "AccumulateGrad":
                 if mark is None and weights and id(following.variable) in weights:  # type: ignore[attr-defined]
                     _refuse_use(weights[id(following.variable)].name)  # type: ignore[attr-defined]
+                if behind and id(following.variable) in behind:  # type: ignore[attr-defined]
+                    ours.append(node)
                 continue
             stack.append((following, identity and _adds(node, position)))
     if strange:
         names = sorted({repr(call.site.name) for _, call, _ in found})
         refuse_spike_functions(strange, f"behind {' and '.join(names) or 'other layers'}")
+    if weights is not None or behind is not None:
+        _mark_outside(seen, ours)
+    if behind is not None and len(seen) >= _MANY:
+        for node in seen:
+            notes_of(node)[_RETURNED] = number
     if tangled:
         found = [(node, call, False) for node, call, _ in found]
     found.sort(key=lambda item: item[1].order)
@@ -117,7 +187,7 @@ def directly_fed(
     if call is None or call.output_shape != output_shape:
         return None
     boundaries: list[Mark] = []
-    behind = root.next_functions[0][0]
+    behind = None if call.apart else root.next_functions[0][0]
     if behind is not None:
         if isinstance(behind, torch.autograd.function.BackwardCFunction):
             return None
@@ -156,8 +226,12 @@ def summed_calls(tensor: Tensor) -> list[SynapseCall]:
     """The synapse calls of whose outputs a tensor is the plain sum, together with others; a call may come twice."""
     found: list[SynapseCall] = []
     stack = [] if tensor.grad_fn is None else [tensor.grad_fn]
+    count = 0
     while stack:
         node = stack.pop()
+        count += 1
+        if count >= _FEW and _OUTSIDE in notes_of(node):
+            continue
         mark = mark_of(node)
         if mark is not None:
             if mark.call is not None and mark.call.output_shape == tensor.shape:
@@ -194,33 +268,41 @@ def made_without_neuron(root: Node) -> tuple[bool, list[SynapseCall]]:
             elif not plain and behind is not None:
                 calls[id(behind)] = behind
             behind, plain = mark.call, True
+            following = node.next_functions[0][0]
+            if following is not None and not mark.call.apart:
+                stack.append((following, behind, True))
+            continue
         for position, (following, _) in enumerate(node.next_functions):
             if following is not None and type(following).__name__ != "AccumulateGrad":
                 stack.append((following, behind, plain and (mark is not None or _adds(node, position))))
     return itself, list(calls.values())
 
 
-def records_behind(root: Node, weights: Mapping[int, SynapseSite] | None = None) -> tuple[list[StepsTaken], bool]:
-    """The steps of neurons whose outputs a tensor was made from, and whether parameters took part on the way.
+def records_behind(root: Node, weights: Mapping[int, SynapseSite] | None = None, ask: bool = False) -> Behind:
+    """The steps of neurons whose outputs a tensor was made from.
 
     Args:
         root: The tensor's node.
         weights: By id of a parameter, the synapse whose weight it makes.
+        ask: Whether a graph with nothing of the learner's is to be expected, as at the step before.
 
     Raises:
         StateError: If there is a spike function on the way, of a neuron that the learner does not know.
     """
     records: list[StepsTaken] = []
-    parameters = ours = False
+    parameters = False
+    ours: list[Node] = []
     seen: set[Node] = set()
+    few = 0 if ask else _FEW
     stack = [root]
     while stack:
         node = stack.pop()
-        if node in seen or is_outside(node, seen):
+        if node in seen or is_outside(node, seen, few):
             continue
         seen.add(node)
         mark = mark_of(node)
-        ours = ours or mark is not None
+        if mark is not None:
+            ours.append(node)
         if mark is not None and mark.ends:
             if mark.record is not None:
                 records.append(mark.record)
@@ -233,10 +315,8 @@ def records_behind(root: Node, weights: Mapping[int, SynapseSite] | None = None)
             refuse_spike_functions([spikes], "in front of a synapse")
         if type(node).__name__ == "AccumulateGrad":
             parameters = True
-            ours = ours or (weights is not None and id(node.variable) in weights)  # type: ignore[attr-defined]
+            if weights is not None and id(node.variable) in weights:  # type: ignore[attr-defined]
+                ours.append(node)
         stack.extend(following for following, _ in node.next_functions if following is not None)
-    if not ours and len(seen) > _FEW:
-        for node in seen:
-            if type(node).__name__ != "AccumulateGrad":  # which outlives the graph
-                notes_of(node)[_OUTSIDE] = True
-    return records, parameters
+    marked = _mark_outside(seen, ours, few)
+    return Behind(records, parameters, bool(ours), marked)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from stllr_plugin.marks import mark_of
+from stllr_plugin.walk import is_outside
 
 
 def made_by_others(returned: Sequence[Tensor], output: str) -> list[tuple[Tensor, list[str]]]:
@@ -55,7 +56,7 @@ def _makers(root: Node | None, behind: set[int]) -> tuple[bool, dict[int, str]]:
     stack = [] if root is None else [(root, False)]
     while stack:
         node, inside = stack.pop()
-        if (node, inside) in seen:
+        if (node, inside) in seen or is_outside(node, seen):
             continue
         seen.add((node, inside))
         mark: Any = mark_of(node)

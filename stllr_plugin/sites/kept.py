@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from stllr_plugin.hooks import Hook, eager
 from stllr_plugin.marks import mark_of
 from stllr_plugin.neurons.base import StateKeeper
 from stllr_plugin.session import Session
+from stllr_plugin.walk import is_outside
 
 
 class KeptStateSite(Hook):
@@ -49,10 +51,12 @@ class KeptStateSite(Hook):
 def _cut_if_used(total: Tensor) -> Tensor:
     """Cuts a running sum off the graph once a backward pass has come by; until then a loss on it needs the graph."""
     todo = [total.grad_fn]
+    seen: set[Node] = set()
     while todo:
         node = todo.pop()
-        if node is None:
+        if node is None or node in seen or is_outside(node, seen):
             continue
+        seen.add(node)
         mark = mark_of(node)
         if mark is not None and mark.record is not None:  # the newest step in the sum: all earlier ones fared alike
             return total.detach() if mark.record.used else total

@@ -27,7 +27,6 @@ class ModelSite:
         """See the class."""
         self.session = session
         self.model = model
-        self._steps_before = 0
 
     def attach(self) -> list[Any]:
         """Registers the hooks, behind those of synapses and neurons; returns their handles."""
@@ -36,12 +35,11 @@ class ModelSite:
             self.model.register_forward_hook(_AfterModel(self)),
         ]
 
-    def before(self) -> None:
+    def before(self, args: tuple[Any, ...]) -> None:
         """Notes where the sequence stands."""
         if self.session.is_recording:
             self.session.enter()
-        self._steps_before = self.session.supervision.steps_run
-        self.session.time.model_calls += 1
+        self.session.time.call_begins(args[0].shape if args and isinstance(args[0], Tensor) else None)
 
     def after(self, output: Any) -> Any:
         """Masks the output of one time step; looks for neurons that the learner does not know behind the last layer."""
@@ -49,18 +47,29 @@ class ModelSite:
         if not self.session.is_recording or self.session.window is not None:
             return None
         map_tensors(output, self._look)
+        self.session.time.call_ends()
+        if self.session.fold_steps > 1 and sequence.ends_at(sequence.clock):
+            map_tensors(output, self._complete)
         if sequence.all_supervised:
             return None
-        if self.session.supervision.steps_run - self._steps_before > 1:
+        if self.session.time.steps_of_call > 1:
             return None  # the loop over time is inside
         step = sequence.clock
         if not sequence.needs_graph(step):
             return map_tensors(output, Tensor.detach)
         return map_tensors(output, lambda tensor: _of_step(tensor, sequence, step))
 
+    def _complete(self, tensor: Tensor) -> Tensor:
+        """The last step's backward pass brings in what waits, also where it comes by no neuron."""
+        if tensor.requires_grad and tensor.grad_fn is not None:
+            session, span = self.session, self.session.span(self.session.clock)
+            tensor.register_hook(lambda _: session.complete_after(span))
+        return tensor
+
     def _look(self, tensor: Tensor) -> Tensor:
         if tensor.grad_fn is not None:
-            calls, _ = find_calls(tensor.grad_fn, tensor.shape)
+            number = self.session.time.model_calls
+            calls, _ = find_calls(tensor.grad_fn, tensor.shape, behind=self.session.weights, number=number)
             look_for_spikes(self.session, "the loss (the model's output)", tensor, [call for _, call, _ in calls])
         return tensor
 
@@ -80,7 +89,7 @@ class _BeforeModel(Hook):
 
     @eager
     def __call__(self, module: nn.Module, args: Any) -> None:
-        self.site.before()
+        self.site.before(args)
 
 
 class _AfterModel(Hook):

@@ -124,6 +124,7 @@ class NeuronSite(Neuron):
 
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Cuts the incoming states off the graph of the past and opens the tap."""
+        self.session.time.touch()
         if self.session.window is not None or not self.session.is_recording:  # a window does its own bookkeeping
             self._evaluated = self._evaluated or not self.session.model.training
             if self.session.is_muted:
@@ -288,6 +289,7 @@ class NeuronSite(Neuron):
 
     def after(self, output: Any) -> Any:
         """Advances the traces and grafts the rule onto spikes and states; also runs when the forward pass raised."""
+        self.session.time.touch()  # again: the model may be a neuron itself, and its call have begun after `before`
         opened = self._open.pop() if self._open else None
         if opened is None:
             self._muted.after(output)

@@ -61,6 +61,8 @@ class ModuleSite(SynapseSite):
         self._known = KnownForward(module)
         self._after: _AfterSynapse | None = None
         self._own = False
+        self._beside = False  # whether a graph with nothing of the learner's was behind the last input
+        self._apart: Tensor | None = None  # an input that is made from nothing of the learner's
 
     @property
     def has_own_forward(self) -> bool:
@@ -216,9 +218,17 @@ class ModuleSite(SynapseSite):
         x = args[0] if args else kwargs.get(self.synapse.input_name)
         if isinstance(x, Tensor) and x.layout is not torch.strided:
             raise StateError(f"Synapse {self.name!r} received a sparse tensor; pass x.to_dense().")
-        if not isinstance(x, Tensor) or x.grad_fn is None or self.session.window is not None:
+        if not isinstance(x, Tensor) or self.session.window is not None:
             return None
-        records, parameters = records_behind(x.grad_fn, self.session.weights)
+        if x.grad_fn is None:
+            self._apart = x
+            return None
+        behind = records_behind(x.grad_fn, self.session.weights, self._beside)
+        self._beside = behind.marked
+        if not behind.ours:
+            self._apart = x
+            return None
+        records, parameters = behind.records, behind.parameters
         sequence, clock = self.session.sequence, self.session.clock
         steps = {r.span.step if r.span.sequence.number == sequence.number else -1 for r in records}
         if not steps or (min(steps) == clock and not self.runs_first):
@@ -245,6 +255,7 @@ class ModuleSite(SynapseSite):
         if opened is None:
             return None
         untouched = self._give_back(opened)
+        known, self._apart = self._apart, None
         if not isinstance(output, Tensor) or opened.products is not None:
             return None
         if not untouched:
@@ -258,7 +269,8 @@ class ModuleSite(SynapseSite):
             return None
         if self.session.window is None:
             self._repeated.after(output)
-        return self.tag(x, output, opened.weight, opened.bias, opened.parameters[0])
+        apart = known is x and not self._own  # else a forward of the user's may bring in something else
+        return self.tag(x, output, opened.weight, opened.bias, opened.parameters[0], apart=apart)
 
 
 class _BeforeSynapse(Hook):

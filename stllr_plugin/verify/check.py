@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stllr_plugin.errors import SequenceInputError, STLLRError, STLLRWarning
 from stllr_plugin.neurons import find_adapter
 from stllr_plugin.rule import STLLRRule, resolve_rule
+from stllr_plugin.settings import check_count, checked_layer_rules, checked_patterns
 from stllr_plugin.verify.copies import fresh_copy, random_state_kept
 from stllr_plugin.verify.double import in_float64
 from stllr_plugin.verify.drive import Clock, Drive, Forward, find_clock, make_drive
@@ -76,13 +77,19 @@ def verify_with(
 
     Raises:
         VerificationError: If the model or the batch cannot be run for this.
+        RuleError: If a setting is not valid.
     """
+    for name, value in (("supervise_last", supervise_last), ("num_steps", num_steps)):
+        if value is not None:
+            check_count(name, value)
+    if not isinstance(model, nn.Module):
+        raise VerificationError(f"verify() takes a model, a torch module; found {type(model).__name__}.")
     job = _Job(
         attach=attach,
         model=model,
         rule=resolve_rule(rule),
-        layer_rules={name: resolve_rule(value) for name, value in (layer_rules or {}).items()},
-        exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude),
+        layer_rules={name: resolve_rule(value) for name, value in checked_layer_rules(layer_rules).items()},
+        exclude=checked_patterns(exclude),
         supervise_last=supervise_last,
         num_steps=num_steps,
     )

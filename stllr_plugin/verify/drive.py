@@ -128,6 +128,15 @@ def make_drive(model: nn.Module, inputs: Any, loss_fn: Any, forward: Forward | N
     """
     if not callable(loss_fn):
         raise VerificationError(f"loss_fn is a {type(loss_fn).__name__}; verify() needs a function that gives a loss.")
+    if forward is not None and not callable(forward):
+        raise VerificationError(f"forward is a {type(forward).__name__}; expected a function of model and inputs.")
+    if forward is None and (inputs is None or isinstance(inputs, (str, bytes, int, float))):
+        raise VerificationError(
+            f"inputs is a {type(inputs).__name__}; verify() needs one batch: a tensor [time, batch, ...] or a list of "
+            "one tensor per time step."
+        )
+    if isinstance(inputs, Tensor) and not inputs.numel():
+        raise VerificationError(f"inputs has shape {tuple(inputs.shape)}: without a value there is nothing to compare.")
     drive = Drive(inputs, loss_fn, forward, by_steps=False)
     if forward is not None:
         if steps:

@@ -87,7 +87,8 @@ class WaysOfUse(Attachment):
         Args:
             net: The attached model, its DistributedDataParallel wrapper or compiled form; one call is one time step.
             inputs: [time, batch, ...], or a list of one tensor [batch, ...] per time step.
-            targets: What ``loss_fn`` gets beside the output; a list has one item per time step.
+            targets: What ``loss_fn`` gets beside the output; a list has one item per time step. A tensor is the same
+                at all steps, [batch, ...].
             loss_fn: Called with the output [batch, ...] and the target of each supervised step; returns the step's
                 loss, or None to skip the step.
             window: Time steps of a window.

@@ -44,6 +44,8 @@ def run_online(
 ) -> AbstractContextManager[OnlineRun]:
     """Checks the arguments and returns the context manager of ``STLLRLearner.online``."""
     refuse_no_function(loss_fn, "loss_fn", "online()")
+    if backward is not None:
+        refuse_no_function(backward, "backward", "online()")
     supervision = network.session.supervision
     if num_steps is not None:
         network.begin_sequence(num_steps, None, keep_target=True)
@@ -85,3 +87,4 @@ def _online(
         yield run
     finally:
         handle.remove()
+    network.complete()

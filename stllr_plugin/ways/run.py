@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,10 +16,11 @@ from stllr_plugin.network import Network
 from stllr_plugin.neurons.base import map_tensors
 from stllr_plugin.responses.base import NeedsStepsError
 from stllr_plugin.session import several_processes
-from stllr_plugin.supervision import OpenWindow, Span
+from stllr_plugin.supervision import OpenWindow, Span, checked_lengths
 from stllr_plugin.ways.stream import make_stream
-from stllr_plugin.ways.windows.check import Model, why_steps
+from stllr_plugin.ways.windows.check import Model, leaves_of, why_steps
 from stllr_plugin.ways.windows.window import Window
+from stllr_plugin.ways.within import checked_loss, refuse_no_function, refuse_other_network
 
 LossFunction = Callable[[Any, Any], "Tensor | None"]
 
@@ -35,6 +36,7 @@ class RunResult:
         steps_because: Why the model ran step by step; None if it ran in windows.
         state: What a model that passes its state in and out returned at the end (Norse); for ``continue_from``.
         sequence: Number of the learner's sequence that ran.
+        session: Number of the learner that ran it.
     """
 
     loss: Tensor | float = 0.0
@@ -43,6 +45,7 @@ class RunResult:
     steps_because: str | None = None
     state: Any = None
     sequence: int = -1
+    session: int = -1
 
 
 def run(
@@ -61,6 +64,8 @@ def run(
     before_window: Callable[[int, int], Any] | None,
 ) -> RunResult:
     """See ``STLLRLearner.run``."""
+    if before_window is not None:
+        refuse_no_function(before_window, "before_window", "run()")
     task = _Task(network, net, inputs, targets, loss_fn, window, supervise_last, lengths, backward, keep_outputs)
     task.before_window = before_window or task.before_window
     if continue_from is None:
@@ -70,13 +75,13 @@ def run(
         reason = continue_from.steps_because
     if reason is None:
         result = task.in_windows()
-        result.sequence = network.session.sequence.number
         network.run_notes = f"in windows of {window} steps"
-        return result
-    network.run_notes = f"step by step: {reason}"
-    result = task.step_by_step()
-    result.steps_because = reason
-    result.sequence = network.session.sequence.number
+    else:
+        network.run_notes = f"step by step: {reason}"
+        result = task.step_by_step()
+        result.steps_because = reason
+    network.complete()
+    result.sequence, result.session = network.session.sequence.number, network.session.number
     return result
 
 
@@ -101,11 +106,16 @@ class _Task:
                 "run() trains: call model.train(), leave torch.no_grad() and enable the learner. To evaluate, call the "
                 "model at each step, or learner.stream(inputs)."
             )
+        refuse_other_network(network, net, "run()")
+        refuse_no_function(loss_fn, "loss_fn", "run()")
+        if backward is not None:
+            refuse_no_function(backward, "backward", "run()")
         self.network = network
         self.net = net
         self.inputs = _checked_inputs(inputs)
         self.num_steps, self.batch = len(self.inputs), self.inputs[0].shape[0]
-        self.targets = _per_step(targets, self.num_steps)
+        self.targets = _per_step(targets, self.num_steps, self.batch)
+        self.long_targets = [value for value in _for_all_steps(targets) if value.shape[:1] == (self.num_steps,)]
         self.loss_fn = loss_fn
         if isinstance(window, bool) or not isinstance(window, int) or window < 1:
             raise StateError(f"window={window!r}: expected a positive number of time steps.")
@@ -113,11 +123,16 @@ class _Task:
         self.last = network.session.supervision.last if supervise_last is None else supervise_last
         if self.last is not None and (isinstance(self.last, bool) or not isinstance(self.last, int) or self.last < 1):
             raise StateError(f"supervise_last={self.last!r}: expected a positive number of time steps, or None.")
-        self.lengths = None if lengths is None else torch.as_tensor(lengths)
+        self.lengths = None if lengths is None else checked_lengths(lengths)
         if self.lengths is not None and self.lengths.shape != (self.batch,):
             raise StateError(
                 f"run() got lengths of shape {tuple(self.lengths.shape)} for a batch of {self.batch}; pass one integer "
                 "per sample."
+            )
+        if self.lengths is not None and int(self.lengths.max()) > self.num_steps:
+            raise StateError(
+                f"run() got inputs of {self.num_steps} time steps, but the longest of the given lengths is "
+                f"{int(self.lengths.max())}."
             )
         self.backward = torch.Tensor.backward if backward is None else backward
         self.keep_outputs = keep_outputs
@@ -136,6 +151,11 @@ class _Task:
             )
         if not isinstance(before, RunResult):
             raise StateError(f"continue_from={before!r}: expected what an earlier run() of this learner returned.")
+        if before.session != self.network.session.number:
+            raise StateError(
+                "continue_from was given the result of another learner, or of none. Pass what run() of this learner "
+                "returned for the part of the sequence before."
+            )
         if before.sequence != self.network.session.sequence.number:
             raise StateError(
                 "continue_from goes on with a sequence that has ended since: step() ends it, unless the learner was "
@@ -176,7 +196,7 @@ class _Task:
         for t, output in enumerate(self._outputs()):
             wanted = t >= first if supervision.random is None else supervision.is_supervised(t)
             if wanted:
-                loss = self.loss_fn(output, self.targets(t))
+                loss = self._loss(output, t)
                 self._learn(result, loss, t == self.num_steps - 1)
                 result.supervised_steps += loss is not None
             if self.keep_outputs:
@@ -237,7 +257,7 @@ class _Task:
         steps = [map_tensors(output, self._step(t, count)) for t in range(count)]
         total = None
         for t, step in enumerate(steps):
-            loss = self.loss_fn(step, self.targets(start + t))
+            loss = self._loss(step, start + t)
             if loss is not None:
                 total = loss if total is None else total + loss
                 result.supervised_steps += 1
@@ -252,6 +272,20 @@ class _Task:
             return tensor[part] if tensor.shape[:1] == (num_steps * self.batch,) else tensor
 
         return take
+
+    def _loss(self, output: Any, t: int) -> Tensor | None:
+        """The loss of a step; None if it has none.
+
+        Raises:
+            StateError: If it is no loss.
+            SequenceInputError: If the target has a dimension that the output lacks: it would be broadcast.
+        """
+        target = self.targets(t)
+        for value in self.long_targets:
+            if value.ndim > max((leaf.dim() for leaf in leaves_of(output)), default=value.ndim):
+                raise _which_steps(value)
+        loss = self.loss_fn(output, target)
+        return None if loss is None else checked_loss(loss, "run()")
 
     def _learn(self, result: RunResult, loss: Tensor | None, last: bool) -> None:
         if loss is None:
@@ -284,18 +318,50 @@ def _checked_inputs(inputs: Tensor | Sequence[Tensor]) -> Tensor | Sequence[Tens
             "run() takes the inputs as a tensor [time, batch, ...] or a list of one tensor [batch, ...] per time step; "
             f"found {type(inputs).__name__}."
         )
+    parts: Sequence[Tensor] = [inputs] if isinstance(inputs, Tensor) else inputs
+    odd = next((x for x in parts if x.layout != torch.strided or x.is_complex() or x.is_meta), None)
+    if odd is not None:
+        raise SequenceInputError(
+            f"run() takes dense tensors of real values; found {odd.dtype}, {odd.layout}, on {odd.device}. Convert "
+            "them, as by to_dense()."
+        )
     if (tensor and inputs.dim() < 2) or len(inputs) == 0 or inputs[0].dim() == 0:  # type: ignore[union-attr]
         found = tuple(inputs.shape) if isinstance(inputs, Tensor) else "an empty list or scalars"
         raise SequenceInputError(f"run() takes inputs [time, batch, ...] of at least one time step; found {found}.")
-    shapes = {tuple(x.shape) for x in inputs} if not tensor else set()
-    if len(shapes) > 1:
-        raise SequenceInputError(f"run() takes inputs of one shape at all time steps; found {sorted(shapes)}.")
+    for what, seen in (
+        ("shape", {str(tuple(x.shape)) for x in parts}),
+        ("type", {str(x.dtype) for x in parts}),
+        ("device", {str(x.device) for x in parts}),
+    ):
+        if len(seen) > 1:
+            raise SequenceInputError(f"run() takes inputs of one {what} at all time steps; found {sorted(seen)}.")
     return inputs
 
 
-def _per_step(targets: Any, num_steps: int) -> Callable[[int], Any]:
+def _per_step(targets: Any, num_steps: int, batch: int) -> Callable[[int], Any]:
+    """The target of each step."""
     if isinstance(targets, (list, tuple)):
         if len(targets) != num_steps:
             raise SequenceInputError(f"run() got a list of {len(targets)} targets for {num_steps} time steps.")
         return targets.__getitem__
+    for value in _for_all_steps(targets):
+        # One for all steps begins with the batch. As long as the sequence, it may be one per step.
+        if value.shape[:1] == (num_steps,) and (num_steps != batch or value.shape[1:2] == (batch,)):
+            raise _which_steps(value)
     return lambda t: targets
+
+
+def _for_all_steps(targets: Any) -> list[Any]:
+    """The tensors (or arrays) among targets that every step gets."""
+    if isinstance(targets, (list, tuple)):
+        return []
+    values = targets.values() if isinstance(targets, Mapping) else (targets,)
+    return [value for value in values if isinstance(getattr(value, "shape", None), tuple)]
+
+
+def _which_steps(targets: Any) -> SequenceInputError:
+    return SequenceInputError(
+        f"run() got targets of shape {tuple(targets.shape)}: one per time step, or one for all steps? For one per step "
+        "pass a list, list(targets). What is the same at all steps can be left out of the targets and used in loss_fn: "
+        "loss_fn=lambda output, _: loss(output, targets)."
+    )

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from stllr_plugin.errors import SequenceInputError, StateError
 from stllr_plugin.network import Network
 from stllr_plugin.neurons.base import map_tensors
+from stllr_plugin.supervision import checked_lengths
+from stllr_plugin.ways.within import refuse_other_network
 
 
 class Stream:
@@ -59,6 +61,7 @@ class Stream:
         try:
             for x in self._data:
                 yield self._step(x)
+            self._network.complete()  # the caller's last backward pass has been
         finally:
             if self._network.carrier is mine:
                 self._network.carrier = None
@@ -167,6 +170,9 @@ def make_stream(
             f"stream() takes the data, [time, batch, ...], and runs the attached model on it; found a "
             f"{type(data).__name__}."
         )
+    if model is not None:
+        refuse_other_network(network, model, "stream()")
+    lengths = None if lengths is None else checked_lengths(lengths)
     if state is not None and lengths is not None:
         raise SequenceInputError("stream(): lengths belong to a new sequence; with a state the running one goes on.")
     if network.single_step_neurons:

@@ -47,6 +47,7 @@ def run_two_pass(
     if supervision.last is not None and not supervision.length_known:
         supervision.begin(len(steps), None)  # the first pass has shown how long the sequence is
     _SecondPass(outputs, steps).run(forward)
+    network.complete()
     for parameter, gradient in others:  # of parameters that the loss uses itself, such as a penalty on weights
         torch.autograd.backward([parameter], [gradient])
     return loss

@@ -37,6 +37,8 @@ def refuse_no_value(loss: Any, what: str) -> None:
         raise StateError(
             f"{what}: loss_fn returned a tensor of shape {tuple(loss.shape)}; return one value, such as its mean()."
         )
+    if loss.is_complex():
+        raise StateError(f"{what}: loss_fn returned a complex number; return a real one, such as its abs().")
 
 
 def checked_loss(loss: Any, what: str) -> Tensor:
@@ -55,9 +57,21 @@ def checked_loss(loss: Any, what: str) -> Tensor:
 
 
 def refuse_no_function(function: Any, name: str, what: str) -> None:
-    """Raises StateError if an argument cannot be called."""
+    """Raises StateError if an argument cannot be called, or is a class of modules."""
     if not callable(function):
         raise StateError(f"{what}: {name} must be a function; found {function!r}.")
+    if isinstance(function, type) and issubclass(function, nn.Module):
+        raise StateError(f"{what}: {name} is the class {function.__name__} itself; pass an instance of it.")
+
+
+def refuse_other_network(network: Network, net: Any, what: str) -> None:
+    """Raises StateError if a module that is to be called is neither the attached model nor a wrapper of it."""
+    refuse_no_function(net, "the model", what)
+    if isinstance(net, nn.Module) and not any(module is network.model for module in net.modules()):
+        raise StateError(
+            f"{what} was given a {type(net).__name__} that is not the attached {type(network.model).__name__}, nor a "
+            "wrapper of it. Pass the model that the learner was built for."
+        )
 
 
 class StepAction(Hook):

@@ -10,8 +10,11 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
-from stllr_plugin import STLLRLearner
+import stllr_plugin
+from stllr_plugin import STLLRLearner, STLLRRule
+from stllr_plugin.activations import Dspike, InverseSquare, Rational, SigmoidDerivative, Triangle
 from stllr_plugin.errors import STLLRError
+from stllr_plugin.stdp import Plasticity
 from tests.contracts.kinds import members, sgd
 from tests.contracts.networks import RULE, build
 
@@ -61,6 +64,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fold_steps, a fraction": {"fold_steps": 1.5},
     "product_dtype, a text": {"product_dtype": "bfloat16"},
     "plasticity, a number": {"plasticity": 3, "learning_signal": "one"},
+    "output, a list": {"output": ["2"], "learning_signal": "dfa"},
+    "learning_signal, an empty text": {"learning_signal": ""},
+    "reset_after_step, a text": {"reset_after_step": "no"},
+    "check_finite, a number": {"check_finite": 3},
 }
 
 
@@ -70,6 +77,16 @@ def test_settings_of_the_learner(settings):
     with pytest.raises(STLLRError):
         STLLRLearner(net, sgd(net), **({"rule": RULE} | settings))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+@pytest.mark.parametrize("settings", members(SETTINGS))
+def test_a_learner_that_is_attached_stays(settings):
+    """One that is refused does not take its place."""
+    net = network()
+    before = STLLRLearner(net, sgd(net), rule=RULE)
+    with pytest.raises(STLLRError):
+        STLLRLearner(net, sgd(net), **({"rule": RULE} | settings))
+    assert before.attached
 
 
 def attached(**options: Any) -> tuple[nn.Module, STLLRLearner]:
@@ -216,6 +233,24 @@ def test_psi(psi, propagate):
         learner.step()
 
 
+CONSTANTS: dict[str, Callable[[], Any]] = {
+    "a text": lambda: Triangle("high"),  # type: ignore[arg-type]
+    "negative": lambda: InverseSquare(-1.0),
+    "no width": lambda: Triangle(0.3, 0.0),
+    "nan": lambda: Rational(float("nan")),
+    "None": lambda: SigmoidDerivative(None),  # type: ignore[arg-type]
+    "a text for dspike": lambda: Dspike("x"),  # type: ignore[arg-type]
+    "a class": lambda: type(RULE)(psi=Triangle),  # type: ignore[arg-type]
+    "a factor of STDP that is a number": lambda: Plasticity(potentiation=3),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("make", members(CONSTANTS))
+def test_constants(make):
+    with pytest.raises(STLLRError):
+        make()
+
+
 LOSSES: dict[str, Callable[..., Any]] = {
     "a number": lambda *args: 1.5,
     "an integer": lambda *args: 0,
@@ -245,7 +280,7 @@ def test_losses(way, loss):
 def run(**changes: Any) -> None:
     net, learner = attached()
     arguments = {"model": net, "x": inputs(), "y": None, "loss": square, **changes}
-    learner.run(*(arguments.pop(name) for name in ("model", "x", "y", "loss")), **arguments)
+    learner.run(*[arguments.pop(name) for name in ("model", "x", "y", "loss")], **arguments)
 
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -269,6 +304,17 @@ RUNS: dict[str, dict[str, Any]] = {
     "too many targets": {"y": [torch.zeros(B)] * (T + 1)},
     "no loss": {"loss": None},
     "an empty batch": {"x": inputs(0)},
+    "a sparse sequence": {"x": inputs().to_sparse()},
+    "sparse steps": {"x": [step.to_sparse() for step in inputs()]},
+    "complex inputs": {"x": inputs().to(torch.complex64)},
+    "steps of two types": {"x": [*inputs()[:-1], inputs()[-1].double()]},
+    "lengths, a text": {"lengths": "all"},
+    "lengths, fractions": {"lengths": torch.ones(B)},
+    "lengths, longer than the sequence": {"lengths": torch.tensor([1, 2, 3, 99])},
+    "backward, a number": {"backward": 3},
+    "before_window, a number": {"before_window": 3},
+    "the class of a net": {"model": nn.Linear},
+    "targets as long as the sequence": {"y": torch.zeros(T, B, OUT)},
 }
 
 
@@ -288,6 +334,23 @@ OTHERS: dict[str, Callable[[nn.Module, STLLRLearner], Any]] = {
     "two_pass of a number": lambda net, learner: learner.two_pass(3, square, lambda: net(inputs()[0])),
     "a stream of a number": lambda net, learner: next(iter(learner.stream(3))),
     "a stream of nothing": lambda net, learner: list(learner.stream(inputs()[:0])),
+    "a stream of another network": lambda net, learner: list(learner.stream(inputs(), model=nn.Linear(IN, OUT))),
+    "a stream of a model that is a number": lambda net, learner: list(learner.stream(inputs(), model=3)),
+    "a stream with lengths that are a text": lambda net, learner: list(learner.stream(inputs(), lengths="all")),
+    "online with a backward that is a number": lambda net, learner: learner.online(net[2], square, backward=3),
+    "a step with a closure that is a number": lambda net, learner: learner.step(3),
+    "verify nothing": lambda net, learner: learner.verify(None, square),
+    "verify an empty batch": lambda net, learner: learner.verify(inputs(0), square),
+    "verify with a number of steps that is a text": lambda net, learner: learner.verify(
+        inputs(), square, num_steps="3"
+    ),
+    "verify with layer_rules that are a list": lambda net, learner: learner.verify(
+        inputs(), square, layer_rules=["shd"]
+    ),
+    "verify with exclude that is a number": lambda net, learner: learner.verify(inputs(), square, exclude=3),
+    "verify with a forward that is a number": lambda net, learner: learner.verify(inputs(), square, forward=3),
+    "detach a number": lambda net, learner: stllr_plugin.detach(3),
+    "a preset that is a list": lambda net, learner: STLLRRule.preset(["shd"]),
     "a feedback matrix of another shape": lambda net, learner: learner.feedback.__setitem__("1", torch.zeros(1)),
     "a feedback matrix that is a number": lambda net, learner: learner.feedback.__setitem__("1", 3),
     "a feedback matrix for no neuron": lambda net, learner: learner.feedback.__setitem__("nobody", torch.zeros(1)),
@@ -299,6 +362,16 @@ def test_other_methods(call):
     net, learner = attached()
     with pytest.raises(STLLRError):
         call(net, learner)
+
+
+def test_the_result_of_another_learner():
+    """Both are in their first sequence."""
+    net, other = attached(reset_after_step=False)
+    result = other.run(net, inputs(), None, square)
+    net, learner = attached(reset_after_step=False)
+    learner.run(net, inputs(), None, square)
+    with pytest.raises(STLLRError, match="another learner"):
+        learner.run(net, inputs(), None, square, continue_from=result)
 
 
 def test_no_model():

@@ -133,6 +133,55 @@ class ReadBy(Behind):
         return state, state
 
 
+class Direct(Behind):
+    """The neuron's input is a layer of the learner's at each step, on the input itself, plus something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head.fc1 = nn.Linear(IN, N)
+
+    def into(self, current: Tensor) -> Tensor:
+        return self.head.l2(self.head.fc2(self.head.l1(current)))[1]
+
+
+class IntoNeuron(Direct):
+    def forward(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        state = self.ann[0](x, state)
+        return self.into(self.head.fc1(x) + state), state
+
+
+class SumIntoNeuron(Direct):
+    def forward(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        state = self.ann[2](x) + (0.0 if state is None else state)
+        return self.into(self.head.fc1(x) + state), state
+
+
+class Gain(Direct):
+    def forward(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        state = self.ann[0](x, state)
+        return self.into(self.head.fc1(x) * torch.sigmoid(state)), state
+
+
+class GainBehind(Behind):
+    """What a recurrent cell says multiplies what the head gives out."""
+
+    def forward(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        state = self.ann[0](x, state)
+        return self.head(self.ann[2](x)) * torch.sigmoid(state[:, :OUT]), state
+
+
+class LeakySum(Behind):
+    """The output is a leaky sum over time of what the head gives out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leak = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        state = self.head(self.ann[2](x)) + (0.0 if state is None else torch.sigmoid(self.leak) * state)
+        return state, state
+
+
 class WholeSequence(Behind):
     """A causal convolution over time, once for the sequence; its graph is that of all steps."""
 
@@ -141,7 +190,9 @@ class WholeSequence(Behind):
         return torch.stack([self.head(step) for step in steps]), None
 
 
-NETWORKS = {kind.__name__: kind for kind in (GRU, LSTM, RunningSum, Stacked, PastExcluded, Between, ReadBy)}
+ABOVE = (Between, ReadBy, IntoNeuron, SumIntoNeuron, Gain, GainBehind, LeakySum)
+KINDS = (GRU, LSTM, RunningSum, Stacked, PastExcluded, *ABOVE)
+NETWORKS = {kind.__name__: kind for kind in KINDS}
 
 
 def left_alone(net: nn.Module) -> list[str]:

@@ -179,3 +179,49 @@ def test_a_stream_in_two_parts(kind):
     except STLLRError:
         return
     assert_right(found, want)
+
+
+class TwoCells(Shared):
+    """A cell for each place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = norse.LIFCell(parameters())
+
+    def places(self, x: Tensor, s: Any, t: Any, turned: bool) -> tuple[Any, Any]:
+        if turned:
+            two, one = self.other(self.b(x), t), self.lif(self.a(x), s)
+        else:
+            one, two = self.lif(self.a(x), s), self.other(self.b(x), t)
+        return one, two
+
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        s, t, count = state or (None, None, 0)
+        (one, s), (two, t) = self.places(x, s, t, self.turned(count))
+        return self.out(torch.cat([one, two], 1)), (s, t, count + 1)
+
+    def turned(self, count: int) -> bool:
+        return False
+
+
+class CellsInOtherOrder(TwoCells):
+    def turned(self, count: int) -> bool:
+        return count % 3 == 1
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_steps": T}, {"supervise_last": 3}, {"supervise_last": 3, "num_steps": T}]
+)
+@pytest.mark.parametrize("kind, like", [(OtherOrder, Branches), (CellsInOtherOrder, TwoCells)])
+def test_the_order_of_places_within_a_step_does_not_matter(kind, like, options):
+    def train(kind: Callable[[], nn.Module]) -> dict[str, Tensor]:
+        net = build(kind)
+        state, total = None, torch.zeros(())
+        with STLLRLearner(net, rule=RULE, **options):
+            for step in 2 * torch.rand(T, B, IN, generator=torch.Generator().manual_seed(0)):
+                output, state = net(step, state)
+                total = total + output.square().sum()
+            total.backward()
+        return copied(net)
+
+    assert_right(train(kind), train(like))

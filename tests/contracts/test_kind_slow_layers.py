@@ -114,6 +114,33 @@ class EarlyEnd(SlowLast):
         return super().forward(x, 0 if t in (2, 3, 4, T - 2) else 1, state)
 
 
+class AllSlow(SlowLast):
+    """At every second step nothing runs at all."""
+
+    def forward(self, x: Tensor, t: int, state: Any) -> tuple[Tensor, Any]:
+        if t % 2 == 0:
+            return self.out(self.lb(self.b(self.la(self.a(x))))), None
+        return self.out.bias.expand(len(x), -1), None
+
+
+class HeldReadout(SlowLast):
+    """At every second step the readout alone runs, on the last spikes."""
+
+    def forward(self, x: Tensor, t: int, state: Any) -> tuple[Tensor, Any]:
+        spikes = self.lb(self.b(self.la(self.a(x)))) if t % 2 == 0 else state
+        return self.out(spikes), spikes.detach()
+
+
+class CutOff(SlowLast):
+    """At every second step the first layer runs, and no gradient reaches it."""
+
+    def forward(self, x: Tensor, t: int, state: Any) -> tuple[Tensor, Any]:
+        spikes = self.la(self.a(x))
+        if t % 2 == 0:
+            return self.out(self.lb(self.b(spikes))), None
+        return self.out.bias + spikes.detach().mean(1, keepdim=True), None
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "every second step": SlowLast,
     "every third step": lambda: SlowLast(3),
@@ -125,6 +152,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "norse": SlowNorse,
     "joins late": LateStart,
     "ends early": EarlyEnd,
+    "all at every second step": AllSlow,
+    "the readout at every step": HeldReadout,
+    "not reached at the last step": CutOff,
 }
 LENGTHS = torch.tensor([12, 11, 9, 6])
 HOW: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # options of the learner, and of reset()
@@ -255,3 +285,40 @@ def test_a_layer_that_is_faster_than_the_model(how):
         return train(Twice, rows, "b", {}, {})
 
     assert_right_or_refused(lambda: train(Twice, rows, "b", *HOW[how]), plain())
+
+
+class EvenSteps(SlowLast):
+    """Only every second step has a loss, and not the last one; a call is one step, or holds them all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.t = 0
+
+    def one(self, x: Tensor) -> Tensor:
+        spikes = self.la(self.a(x))
+        self.t += 1
+        return self.out(self.lb(self.b(spikes))) if self.t % 2 else x.new_zeros(len(x), OUT)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return self.one(x) if x.dim() == 2 else torch.stack([self.one(step) for step in x])
+
+
+@pytest.mark.parametrize("way", ["online", "two_pass", "stream", "run"])
+def test_whoever_runs_the_sequence_leaves_nothing_waiting(way):
+    def train(**options: Any) -> Gradients:
+        net = build(EvenSteps)
+        learner = STLLRLearner(net, sgd(net), rule=RULE, num_steps=T, **options)
+        if way == "online":
+            with learner.online(net.out, lambda output: output.square().sum(), num_steps=T):
+                net(inputs())
+        elif way == "two_pass":
+            learner.two_pass(net.out, lambda outputs: outputs.square().sum(), lambda: net(inputs()))
+        elif way == "stream":
+            for output in learner.stream(inputs()):
+                if output.requires_grad:
+                    output.square().sum().backward()
+        else:
+            learner.run(net, inputs(), None, lambda o, y: o.square().sum() if o.requires_grad else None, window=3)
+        return copied(net)
+
+    assert_right(train(fold_steps=3), train())

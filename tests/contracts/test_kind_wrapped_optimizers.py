@@ -145,8 +145,28 @@ def test_settings(wrapped):
     net, learner, wrapper = wrapped
     if type(wrapper).__name__ == "Passing":
         pytest.skip("it keeps what is set to itself, as any object does")
-    wrapper.reset_after_step = False
-    assert learner.reset_after_step is False
+    for setting in ("reset_after_step", "check_finite"):
+        setattr(wrapper, setting, False)
+        assert getattr(learner, setting) is False
+        setattr(learner, setting, True)
+        assert getattr(wrapper, setting) is True
+
+
+def test_groups_of_a_learner_without_an_optimizer():
+    """They are kept in one place as well."""
+    learner = STLLRLearner(network(), rule=RULE)
+    wrapper = by_inheritance(learner)
+    wrapper.param_groups = [{"params": [torch.zeros(1)], "lr": 0.5}]
+    assert learner.param_groups is wrapper.param_groups
+
+
+def test_a_setting_set_later_decides():
+    net = network()
+    learner = STLLRLearner(net, sgd(net), rule=RULE)
+    learner.reset_after_step = False
+    train(net)
+    learner.step()
+    assert learner.supervision.clock == T - 1
 
 
 def test_updates_and_their_counts(wrapped):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stllr_plugin.errors import StateError, STLLRWarning
+from stllr_plugin.errors import STLLRWarning
 from stllr_plugin.network import Network
 from stllr_plugin.neurons import find_keeper
 from stllr_plugin.neurons.base import map_tensors
@@ -93,18 +93,9 @@ def why_steps(network: Network, model: Model, inputs: Tensor | Sequence[Tensor])
 
 
 def _reason_of_callable(network: Network, net: Callable[..., Any]) -> str | None:
-    """What is to be said against what is called.
-
-    Raises:
-        StateError: If it is another network.
-    """
+    """What is to be said against what is called."""
     if isinstance(net, nn.Module):
-        if any(module is network.model for module in net.modules()):
-            return None
-        raise StateError(
-            f"run() was given a {type(net).__name__} that is not the attached {type(network.model).__name__}, nor a "
-            "wrapper of it. Pass the model that the learner was built for."
-        )
+        return None
     if getattr(net, "__self__", None) is network.model:
         return None
     return "net is a function of your own, which may keep or mix anything; pass the attached model itself"
