@@ -18,6 +18,7 @@ from stllr_plugin.network import Network
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.session import Session, several_processes
 from stllr_plugin.settings import (
+    check_parameters,
     check_settings,
     checked_layer_rules,
     checked_mask,
@@ -123,6 +124,7 @@ class STLLRLearner(WaysOfUse, OptimizerFacade):
         rules, excluded = checked_layer_rules(layer_rules), checked_patterns(exclude)
         plan = plan_attachment(model, rule, rules, learning_signal, output, excluded)
         _check_signal(plan, optimizer, fold_steps)
+        check_parameters(model, optimizer)
 
         super().__init__(optimizer)
         self._plan = plan

@@ -157,6 +157,27 @@ def split_state(state_dict: Any, key: str, learning_signal: str) -> tuple[dict[s
     return state, own
 
 
+def check_parameters(model: nn.Module, optimizer: Optimizer | None) -> None:
+    """Checks that an optimizer updates something of the model.
+
+    Raises:
+        AttachmentError: If it does not.
+    """
+    if optimizer is None:
+        return
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    own = {id(parameter) for parameter in model.parameters()}
+    if held and not any(id(parameter) in own for parameter in held):
+        raise AttachmentError(
+            [
+                f"the optimizer ({type(optimizer).__name__}) holds {len(held)} parameters, none of which is of this "
+                f"model ({type(model).__name__}), so that step() would update nothing of it. Build the optimizer from "
+                "model.parameters() after the model was made, copied or loaded for the last time; or pass no "
+                "optimizer, and call your own one's step()."
+            ]
+        )
+
+
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Loads an optimizer's state.
 

@@ -136,9 +136,11 @@ class NeuronSite(Neuron):
         if args and isinstance(args[0], Tensor) and args[0].is_sparse:
             raise StateError(f"Neuron {self.name!r} received a sparse tensor; pass x.to_dense().")
         if self._left is not None:
-            by_caller = self.adapter.returned_membrane(self.module, None) is not self._left
-            self.session.updates.begin(self.session.sequence.number, by_caller)
+            left, now = self._left, self.adapter.returned_membrane(self.module, None)
             self._left = None
+            if not self._evaluated:
+                by_caller = now is None or now.data_ptr() != left.data_ptr()
+                self.session.updates.begin(self.session.sequence.number, by_caller, now is not left)
         if self._evaluated:
             self._evaluated = False
             if all(traces.steps == 0 for traces in self.layers.all):
