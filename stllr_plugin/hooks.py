@@ -44,7 +44,8 @@ def eager(function: Callable[..., Any]) -> Callable[..., Any]:
         if disabled is None:
             disabled = torch.compiler.disable(function)
             # Where a graph has broken just before, dynamo would compile this frame anew for each hook, up to its limit.
-            importlib.import_module("torch._dynamo.decorators").skip(call)
+            # By its code, since a function that held itself would outlive all that it holds.
+            importlib.import_module("torch._dynamo.decorators").skip_code(sys._getframe().f_code)
         return disabled(*args, **kwargs)
 
     call._torchdynamo_disable = True  # type: ignore[attr-defined]  # the mark that it leaves

@@ -153,7 +153,7 @@ class Network:
             self.model.__dict__[_IGNORED] = self._ignored_before
         self._handles.clear()
         self.session.enabled = self.attached = False
-        self.session.owner = None
+        self.session.release()
 
     def _look(self) -> None:
         """Compares the plan with the model as it is now, once per sequence.

@@ -76,6 +76,13 @@ class Session:
         self._completed = -1  # number of the backward pass after which nothing will wait
         self._orders = 0
 
+    def release(self) -> None:
+        """Lets go of everybody above: no cycle keeps a model that nobody else holds."""
+        self.owner = self.look_at_model = None
+        self.weights = {}
+        self.uncalled.clear()
+        self.time = Clock(self.supervision)
+
     def enter(self) -> None:
         """A part of the model runs: looks at the model where that is the first time in this sequence."""
         number = self.supervision.sequence.number

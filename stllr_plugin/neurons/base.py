@@ -231,6 +231,14 @@ class NeuronAdapter(ABC):
     weight_names: ClassVar[tuple[str, ...]] = ()
     delayed: ClassVar[bool] = False
 
+    def attached(self, module: nn.Module) -> None:
+        """Called when a learner is attached to a model with this neuron; what it does, :meth:`detached` takes back."""
+        return
+
+    def detached(self, module: nn.Module) -> None:
+        """Called when the learner is taken off."""
+        return
+
     @abstractmethod
     def matches(self, module: nn.Module) -> bool:
         """Whether this adapter serves the module."""

@@ -8,6 +8,7 @@ cannot be tapped in general: it runs twice per step.)
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -69,6 +70,14 @@ class SnnTorchAdapter(NeuronAdapter):
         if isinstance(module, snntorch.RSynaptic) and not module.reset_delay:
             return ["reset_delay=False is ignored or raises in snnTorch's RSynaptic; use reset_delay=True"]
         return []
+
+    def attached(self, module: nn.Module) -> None:
+        """See the base class."""
+        _hold(module, weakly=True)
+
+    def detached(self, module: nn.Module) -> None:
+        """See the base class."""
+        _hold(module, weakly=False)
 
     def make_tap(self, module: nn.Module) -> MembraneTap:
         """See the base class."""
@@ -161,6 +170,26 @@ class SnnTorchAdapter(NeuronAdapter):
             state = module._buffers[name]
             if state is not None and state.dim() > 0 and state.shape[0] == mask.shape[0]:
                 module._buffers[name] = reset_rows(state, mask)
+
+
+def _hold(module: nn.Module, *, weakly: bool) -> None:
+    """How snnTorch's list of all neurons holds one of them.
+
+    Its class methods (``detach_hidden``, ``reset_hidden``) go through that list. It keeps every neuron for good, and
+    with the learner's hooks that would be the whole model, its learner and its optimizer. A proxy serves them as well.
+    """
+    instances: list[Any] = getattr(SpikingNeuron, "instances", [])
+    for place, held in enumerate(instances):
+        if isinstance(held, weakref.ProxyTypes):
+            if not weakly and held.__repr__.__self__ is module:
+                instances[place] = module
+        elif weakly and held is module:
+            instances[place] = weakref.proxy(module, _forget)
+
+
+def _forget(proxy: Any) -> None:
+    instances: list[Any] = getattr(SpikingNeuron, "instances", [])
+    instances[:] = [held for held in instances if held is not proxy]
 
 
 def _detached(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 from torch import Tensor
@@ -26,9 +27,16 @@ class Layers:
 
     def __init__(self, neuron: Neuron, begins_anew: Callable[[], None]) -> None:
         """See the class."""
-        self.neuron = neuron
+        self._neuron = weakref.ref(neuron)  # weakly, so that no cycle keeps a model that nobody else holds
+        self._begins_anew = weakref.WeakMethod(begins_anew)
         self.all: list[NeuronTraces] = []
-        self._begins_anew = begins_anew
+
+    @property
+    def neuron(self) -> Neuron:
+        """The neuron."""
+        neuron = self._neuron()
+        assert neuron is not None
+        return neuron
 
     def find(self, fed_by: set[SynapseSite], incoming: Tensor | None, fresh: bool) -> NeuronTraces:
         """The traces of the layer that a call is; they begin afresh where a new sequence is evident.
@@ -114,10 +122,15 @@ class Layers:
         if fresh and not same:
             running = traces.steps and traces.sequence == session.sequence.number
             if running and session.time.begins_step(traces):  # else only this layer begins anew
-                self._begins_anew()
+                self._begin_anew()
             if traces.steps:
                 traces.ended = traces.last_membrane
             traces.restart()
+
+    def _begin_anew(self) -> None:
+        tell = self._begins_anew()
+        if tell is not None:
+            tell()
 
 
 def step_index(neuron: Neuron, traces: NeuronTraces, boundaries: list[Mark]) -> int:

@@ -105,6 +105,7 @@ class NeuronSite(Neuron):
     def attach(self) -> list[Any]:
         """Installs the tap and registers the hooks (ours first after the call); returns their handles."""
         self.tap.install()
+        self.adapter.attached(self.module)
         if self._shortcut is not None:
             self._shortcut.install()
         return [
@@ -119,6 +120,9 @@ class NeuronSite(Neuron):
         if self._shortcut is not None:
             self._shortcut.uninstall()
         self.adapter.release_states(self.module)
+        self.adapter.detached(self.module)
+        for traces in self.layers.all:
+            traces.restart()
 
     # Around one call.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -18,13 +19,14 @@ class Shortcut(AttributeTap):
 
     Args:
         module: The module.
-        run: Called with ``forward``'s arguments; returns a list of one output, or None to run ``forward`` itself.
+        run: A method, called with ``forward``'s arguments; returns a list of one output, or None to run ``forward``
+            itself. It is held weakly, since others may hold the module.
     """
 
     def __init__(self, module: nn.Module, run: Callable[[tuple[Any, ...], dict[str, Any]], list[Any] | None]) -> None:
         """See the class."""
         super().__init__(module, "forward")
-        self._run = run
+        self._run = weakref.WeakMethod(run)
 
     @property
     def plain(self) -> Callable[..., Any]:
@@ -34,5 +36,6 @@ class Shortcut(AttributeTap):
     @eager
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """See the class."""
-        found = self._run(args, kwargs)
+        run = self._run()
+        found = None if run is None else run(args, kwargs)
         return self._plain(*args, **kwargs) if found is None else found[0]

@@ -102,6 +102,7 @@ class ModuleSite(SynapseSite):
         """Gives the module its own ``forward`` back."""
         self._recover()
         self._repeated.detach()
+        self._after = None
 
     def begin(self) -> None:
         """See the base class."""

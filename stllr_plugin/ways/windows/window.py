@@ -28,7 +28,7 @@ def _sparse(module: nn.Linear, forward: Callable[..., Any]) -> Callable[..., Any
 
 
 class Window:
-    """A context in which the model takes and returns [K * B, ...], step 0 first.
+    """A context, to be entered once, in which the model takes and returns [K * B, ...], step 0 first.
 
     Layers without a state see one big batch. Neurons run through their K steps. Batch norm in training mode, whose
     statistics are those of one step, and dropout that is fixed over a sequence, are called for each step.
@@ -80,6 +80,7 @@ class Window:
         for call in self._calls:  # their neurons have them
             call.x, call.version = GIVEN_UP, GIVEN_UP._version
         self._calls.clear()
+        self._takeover = Takeover([])  # whose functions hold this window
 
     def _neuron(self, site: NeuronSite, steps: Steps) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def replace(forward: Callable[..., Any]) -> Callable[..., Any]:
