@@ -36,10 +36,13 @@ class ModelSite:
             self.model.register_forward_hook(_AfterModel(self)),
         ]
 
-    def before(self) -> None:
+    def before(self, args: tuple[Any, ...]) -> None:
         """Notes where the sequence stands."""
         if self.session.is_recording:
             self.session.enter()
+            if self.session.updates.watching and self.session.window is None:
+                sequence = self.session.sequence
+                self.session.updates.see_input(sequence.number, not sequence.steps, args)
         self._steps_before = self.session.supervision.steps_run
         self.session.time.model_calls += 1
 
@@ -79,8 +82,8 @@ class _BeforeModel(Hook):
         self.site = site
 
     @eager
-    def __call__(self, module: nn.Module, args: Any) -> None:
-        self.site.before()
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.site.before(args)
 
 
 class _AfterModel(Hook):

@@ -32,6 +32,7 @@ from stllr_plugin.sites.muted import MutedSteps
 from stllr_plugin.sites.shortcut import Shortcut
 from stllr_plugin.sites.skipped import mark_skipped
 from stllr_plugin.sites.unknown import look_for_spikes
+from stllr_plugin.updates import LeftState
 from stllr_plugin.walk import Found, find_calls, summed_calls
 
 
@@ -92,7 +93,8 @@ class NeuronSite(Neuron):
             inner.inside = True
         self._open: list[_OpenStep | None] = []
         self._evaluated = False
-        self._left: Tensor | None = None  # the membrane as the last update left it
+        self._left: LeftState | None = None  # the membrane as the learner has left it
+        self._in_graph = False  # whether the state that the last step left is in the graph
 
     def _begins_anew(self) -> None:
         self.session.supervision.begin_alike()
@@ -103,6 +105,7 @@ class NeuronSite(Neuron):
         self.tap.install()
         if self._shortcut is not None:
             self._shortcut.install()
+        self._leave(by_update=False)
         return [
             self.module.register_forward_pre_hook(_BeforeNeuron(self), with_kwargs=True),
             self.module.register_forward_hook(_AfterNeuron(self), always_call=True, prepend=True),
@@ -111,6 +114,7 @@ class NeuronSite(Neuron):
     def detach(self) -> None:
         """Takes the tap out and cuts states that the module keeps off the graph."""
         self._recover()
+        self._left = None
         self.tap.uninstall()
         if self._shortcut is not None:
             self._shortcut.uninstall()
@@ -121,6 +125,7 @@ class NeuronSite(Neuron):
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Cuts the incoming states off the graph of the past and opens the tap."""
         if self.session.window is not None or not self.session.is_recording:  # a window does its own bookkeeping
+            self._left, self._in_graph = None, False  # what the caller does with states can no longer be told
             self._evaluated = self._evaluated or not self.session.model.training
             if self.session.is_muted:
                 self._muted.before(args, kwargs)
@@ -131,8 +136,9 @@ class NeuronSite(Neuron):
         if args and isinstance(args[0], Tensor) and args[0].is_sparse:
             raise StateError(f"Neuron {self.name!r} received a sparse tensor; pass x.to_dense().")
         if self._left is not None:
-            by_caller = self.adapter.returned_membrane(self.module, None) is not self._left
-            self.session.updates.begin(self.session.sequence.number, by_caller)
+            if not self.session.trial:  # a trial puts copies in the place of states
+                now = self.adapter.returned_membrane(self.module, None)
+                self.session.updates.begin(self.session.sequence.number, self._left, now)
             self._left = None
         if self._evaluated:
             self._evaluated = False
@@ -349,7 +355,9 @@ class NeuronSite(Neuron):
             )
             self._guard(opened, calls, record)
             result = self._grafted(record, step.spikes, output)
-        traces.remember(self.adapter.returned_membrane(self.module, result))
+        left = self.adapter.returned_membrane(self.module, result)
+        self._in_graph = left is not None and left.requires_grad
+        traces.remember(left)
         return result
 
     def _states(self, output: Any, step: NeuronStep, *, in_graph: bool) -> list[Tensor]:
@@ -383,6 +391,7 @@ class NeuronSite(Neuron):
     def reset(self, mask: Tensor | None, ended_by_step: bool) -> None:
         """Resets traces and the states that the module keeps; with a mask [B], those samples only."""
         self._recover()
+        detached = ended_by_step and self._is_detached_by_caller()
         for traces in self.layers.all:
             if mask is None:
                 traces.restart()
@@ -391,11 +400,25 @@ class NeuronSite(Neuron):
             else:
                 traces.clear_samples(mask)
         self.adapter.reset_states(self.module, mask)
-        if mask is None and ended_by_step and self.keeps_state:
-            self._left = self.adapter.returned_membrane(self.module, None)
+        if mask is None:
+            self._leave(ended_by_step, detached)
         if mask is not None or self.keeps_state:
             for traces in self.layers.all:
                 traces.last_membrane = None
+
+    def _leave(self, by_update: bool, detached: bool = False) -> None:
+        """Notes the state in which the learner leaves the module, to see what the caller does with it."""
+        self._in_graph = False
+        if self.keeps_state and self.session.updates.watching:
+            self._left = LeftState(self.adapter.left_membrane(self.module), by_update, detached)
+
+    def _is_detached_by_caller(self) -> bool:
+        """Whether the caller has cut the state that the last step left off its graph."""
+        if not self._in_graph or not self.keeps_state:
+            return False
+        now = self.adapter.returned_membrane(self.module, None)
+        cut = isinstance(now, Tensor) and not now.requires_grad
+        return cut and any(traces.returned(now) for traces in self.layers.all)
 
 
 class _BeforeNeuron(Hook):
