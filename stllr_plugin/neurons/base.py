@@ -284,6 +284,10 @@ class NeuronAdapter(ABC):
         state = output[1] if isinstance(output, tuple) and len(output) > 1 else None
         return state if isinstance(state, Tensor) else None
 
+    def left_membrane(self, module: nn.Module) -> Any:
+        """The membrane that a module keeps after a reset, as an object that another reset would replace."""
+        return self.returned_membrane(module, None)
+
     def surrogate_derivative(self, module: nn.Module, v: Tensor) -> Tensor:
         """Derivative of the neuron's own surrogate at v = u - threshold, element by element."""
         with torch.enable_grad():

@@ -305,6 +305,12 @@ class SpikingJellyAdapter(NeuronAdapter):
         """See the base class; SpikingJelly keeps the membrane in the module."""
         return module.v  # type: ignore[return-value]
 
+    def left_membrane(self, module: nn.Module) -> Any:
+        """See the base class. Each reset puts one number object in place; another object of that value shows it."""
+        if isinstance(module.v, float):
+            module.v = module.v * 1.0  # type: ignore[assignment]
+        return module.v
+
     def release_states(self, module: nn.Module) -> None:
         """See the base class."""
         _MEMORIES.change(module, Tensor.detach)

@@ -44,6 +44,9 @@ class ModelSite:
         """Notes where the sequence stands."""
         if self.session.is_recording:
             self.session.enter()
+            if self.session.updates.watching and self.session.window is None:
+                sequence = self.session.sequence
+                self.session.updates.see_input(sequence.number, not sequence.steps, args)
         self.session.time.call_begins(args[0].shape if args and isinstance(args[0], Tensor) else None)
 
     def after(self, output: Any) -> Any:
@@ -130,7 +133,7 @@ class _BeforeModel(Hook):
         self.site = site
 
     @eager
-    def __call__(self, module: nn.Module, args: Any) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self.site.before(args)
 
 

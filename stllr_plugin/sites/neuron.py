@@ -34,6 +34,7 @@ from stllr_plugin.sites.muted import MutedSteps
 from stllr_plugin.sites.shortcut import Shortcut
 from stllr_plugin.sites.skipped import mark_skipped
 from stllr_plugin.sites.unknown import look_for_spikes
+from stllr_plugin.updates import LeftState
 from stllr_plugin.walk import Found, directly_fed, find_calls, summed_calls
 
 
@@ -96,7 +97,8 @@ class NeuronSite(Neuron):
             inner.inside = True
         self._open: list[_OpenStep | None] = []
         self._evaluated = False
-        self._left: Tensor | None = None  # the membrane as the last update left it
+        self._left: LeftState | None = None  # the membrane as the learner has left it
+        self._in_graph = False  # whether the state that the last step left is in the graph
 
     def _begins_anew(self) -> None:
         self.session.supervision.begin_alike()
@@ -108,6 +110,7 @@ class NeuronSite(Neuron):
         self.adapter.attached(self.module)
         if self._shortcut is not None:
             self._shortcut.install()
+        self._leave(by_update=False)
         return [
             self.module.register_forward_pre_hook(_BeforeNeuron(self), with_kwargs=True),
             self.module.register_forward_hook(_AfterNeuron(self), always_call=True, prepend=True),
@@ -116,6 +119,7 @@ class NeuronSite(Neuron):
     def detach(self) -> None:
         """Takes the tap out and cuts states that the module keeps off the graph."""
         self._recover()
+        self._left = None
         self.tap.uninstall()
         if self._shortcut is not None:
             self._shortcut.uninstall()
@@ -130,6 +134,7 @@ class NeuronSite(Neuron):
         """Cuts the incoming states off the graph of the past and opens the tap."""
         self.session.time.touch()
         if self.session.window is not None or not self.session.is_recording:  # a window does its own bookkeeping
+            self._left, self._in_graph = None, False  # what the caller does with states can no longer be told
             self._evaluated = self._evaluated or not self.session.model.training
             if self.session.is_muted:
                 self._muted.before(args, kwargs)
@@ -140,11 +145,10 @@ class NeuronSite(Neuron):
         if args and isinstance(args[0], Tensor) and args[0].is_sparse:
             raise StateError(f"Neuron {self.name!r} received a sparse tensor; pass x.to_dense().")
         if self._left is not None:
-            left, now = self._left, self.adapter.returned_membrane(self.module, None)
+            if not self.session.trial:  # a trial puts copies in the place of states
+                now = self.adapter.returned_membrane(self.module, None)
+                self.session.updates.begin(self.session.sequence.number, self._left, now)
             self._left = None
-            if not self._evaluated:
-                by_caller = now is None or now.data_ptr() != left.data_ptr()
-                self.session.updates.begin(self.session.sequence.number, by_caller, now is not left)
         if self._evaluated:
             self._evaluated = False
             if all(traces.steps == 0 for traces in self.layers.all):
@@ -367,7 +371,9 @@ class NeuronSite(Neuron):
             )
             self._guard(opened, calls, record)
             result = self._grafted(record, step.spikes, output)
-        traces.remember(self.adapter.returned_membrane(self.module, result))
+        left = self.adapter.returned_membrane(self.module, result)
+        self._in_graph = left is not None and left.requires_grad
+        traces.remember(left)
         return result
 
     def _fed_by(self, root: Tensor) -> tuple[list[Found], list[Mark]]:
@@ -415,6 +421,7 @@ class NeuronSite(Neuron):
     def reset(self, mask: Tensor | None, ended_by_step: bool) -> None:
         """Resets traces and the states that the module keeps; with a mask [B], those samples only."""
         self._recover()
+        detached = ended_by_step and self._is_detached_by_caller()
         for traces in self.layers.all:
             if mask is None:
                 traces.restart()
@@ -423,11 +430,25 @@ class NeuronSite(Neuron):
             else:
                 traces.clear_samples(mask)
         self.adapter.reset_states(self.module, mask)
-        if mask is None and ended_by_step and self.keeps_state:
-            self._left = self.adapter.returned_membrane(self.module, None)
+        if mask is None:
+            self._leave(ended_by_step, detached)
         if mask is not None or self.keeps_state:
             for traces in self.layers.all:
                 traces.last_membrane = None
+
+    def _leave(self, by_update: bool, detached: bool = False) -> None:
+        """Notes the state in which the learner leaves the module, to see what the caller does with it."""
+        self._in_graph = False
+        if self.keeps_state and self.session.updates.watching:
+            self._left = LeftState(self.adapter.left_membrane(self.module), by_update, detached)
+
+    def _is_detached_by_caller(self) -> bool:
+        """Whether the caller has cut the state that the last step left off its graph."""
+        if not self._in_graph or not self.keeps_state:
+            return False
+        now = self.adapter.returned_membrane(self.module, None)
+        cut = isinstance(now, Tensor) and not now.requires_grad
+        return cut and any(traces.returned(now) for traces in self.layers.all)
 
 
 class _BeforeNeuron(Hook):
