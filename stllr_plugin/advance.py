@@ -119,8 +119,12 @@ def _stepped(
 ) -> SynapticInput:
     edge, rule = _edge(neuron, traces, key, call.site), neuron.rule_for(call.site.rule)
     x = full_precision(x)
-    steps, position = edge.step(x, float(rule.lambda_pre), lend, kept)
-    return SynapticInput(call, rule, edge, x, steps, position)
+    held = x
+    if lend and kept:
+        call.compact()
+        held = x if call.dtype is None else call.held
+    steps, position = edge.step(x, float(rule.lambda_pre), lend, kept, held)
+    return SynapticInput(call, rule, edge, True, steps, position)
 
 
 def _fade(neuron: Neuron, traces: NeuronTraces, called: set[int], lend: bool) -> None:

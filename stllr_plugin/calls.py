@@ -18,11 +18,13 @@ from torch.autograd.function import once_differentiable
 
 from stllr_plugin.arrivals import Arrivals, compare
 from stllr_plugin.errors import StateError
-from stllr_plugin.marks import Mark
+from stllr_plugin.marks import Mark, mark_of
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.session import Session
 from stllr_plugin.supervision import Span
 from stllr_plugin.synapses import Term
+
+_MANY = 2**14  # values of an input, from which on a smaller copy pays
 
 
 class WeightProduct(Protocol):
@@ -135,6 +137,7 @@ class SynapseSite:
             gate,
             product=product,
             kept=x.grad_fn is not None,
+            binary=x.grad_fn is not None and _are_spikes(x),
             apart=apart,
         )
         if first:
@@ -153,7 +156,7 @@ class SynapseSite:
 
     def check_input(self, call: SynapseCall) -> None:
         """Raises StateError if the input of a call was changed in place since."""
-        if call.x._version != call.version:
+        if call.held._version != call.version:
             raise StateError(changed_in_place(repr(self.name)))
 
     def product(self, weight: Tensor, terms: Sequence[Term], product: WeightProduct | None = None) -> Tensor:
@@ -206,6 +209,12 @@ def changed_in_place(name: str) -> str:
     )
 
 
+def _are_spikes(x: Tensor) -> bool:
+    """Whether a tensor is what a neuron has given out, and holds nothing but 0 and 1."""
+    mark = None if x.grad_fn is None else mark_of(x.grad_fn)
+    return mark is not None and mark.record is not None and mark.record.is_binary(x.output_nr)
+
+
 def is_same_tensor(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors that are both alive are the same numbers in the same memory."""
     return (
@@ -237,8 +246,8 @@ class SynapseCall:
 
     Attributes:
         site: The synapse.
-        x: Its input, detached.
-        version: Version of the input's memory, to notice a change in place.
+        held: Its input, detached; or a copy that takes less memory, see :meth:`compact`.
+        version: Version of that memory, to notice a change in place.
         weight: The weight that it used (in the graph of its originals, if it is parametrized). None where nothing was
             to be learned from the call; see :meth:`trained_weight`.
         order: Number of the call; calls of one step are sorted by it.
@@ -251,11 +260,13 @@ class SynapseCall:
         onward: Where its input's gradient arrives, if other synapses are behind it.
         onward_position: Where among what its node sends on that gradient is.
         kept: Whether the input was made within the graph, so that its memory is not used again for another one.
+        binary: Whether it is known to hold nothing but 0 and 1.
+        dtype: Its dtype, where ``held`` is a copy of another one.
         apart: Whether its input is known to be made from nothing of the learner's; no walk need go on behind it.
     """
 
     site: SynapseSite
-    x: Tensor
+    held: Tensor
     version: int
     weight: Tensor | None
     order: int
@@ -269,6 +280,23 @@ class SynapseCall:
     onward_position: int = 0
     kept: bool = False
     apart: bool = False
+    binary: bool = False
+    dtype: torch.dtype | None = None
+
+    @property
+    def x(self) -> Tensor:
+        """The input, detached."""
+        return self.held if self.dtype is None else self.held.to(self.dtype)
+
+    def give_up(self, instead: Tensor) -> None:
+        """Lets go of the input, which others have."""
+        self.held, self.version, self.dtype = instead, instead._version, None
+
+    def compact(self) -> None:
+        """Holds spikes as a byte each, where they are many; a copy that nobody can change."""
+        if self.binary and self.dtype is None and self.held.numel() >= _MANY:
+            self.dtype, self.held = self.held.dtype, self.held.bool()
+            self.version = self.held._version
 
     def weight_gradient(self, terms: Sequence[Term]) -> Tensor:
         """The weight's gradient, summed over pairs of an input and an output gradient."""

@@ -31,7 +31,7 @@ Scaled = tuple[Tensor, Tensor, float]
 Shared = tuple["Tensor | None", Tensor, Tensor]
 
 _STEPS = 8  # whose products are made as one, and which are kept for that
-_BYTES = 1 << 24  # of inputs and factors that are kept
+_BYTES = 1 << 22  # of inputs and factors that are kept
 
 
 @dataclass(slots=True, eq=False)
@@ -67,7 +67,6 @@ class Collection:
     def take(
         self,
         call: SynapseCall,
-        x: Tensor,
         steps: InputSteps,
         position: int,
         causal: Tensor | None,
@@ -76,8 +75,7 @@ class Collection:
         """Takes a step in.
 
         Args:
-            call: The synapse call.
-            x: Its input x[t], [B, ...].
+            call: The synapse call, with its input x[t], [B, ...].
             steps: The steps of which it is one.
             position: Which of them.
             causal: p[t], at the synapse's output.
@@ -90,12 +88,11 @@ class Collection:
         self.last, self.folded = (steps, position), folded if self.decay else None
         factor = noncausal if folded is None else folded if noncausal is None else folded + noncausal
         if factor is not None:
-            self._keep(x, factor)
+            self._keep(call.held, factor)
 
     def take_plain(
         self,
         call: SynapseCall,
-        x: Tensor,
         steps: InputSteps,
         position: int,
         causal: Tensor,
@@ -105,8 +102,7 @@ class Collection:
         """As :meth:`take`, in fewer operations.
 
         Args:
-            call: The synapse call.
-            x: Its input x[t], [B, ...].
+            call: The synapse call, with its input x[t], [B, ...].
             steps: The steps of which it is one.
             position: Which of them.
             causal: p[t], at the synapse's output.
@@ -122,7 +118,7 @@ class Collection:
             found = (before, folded, factor)
             shared.append(found)
         self.last, self.folded = (steps, position), found[1] if self.decay else None
-        self._keep(x, found[2])
+        self._keep(call.held, found[2])
 
     def _begin(self, call: SynapseCall, steps: InputSteps, position: int) -> None:
         task = torch._C._current_graph_task_id()

@@ -23,6 +23,9 @@ class StepsTaken(Protocol):
     span: Span
     used: bool
 
+    def is_binary(self, output: int) -> bool:
+        """Whether one of the outputs is spikes, of which each is 0 or 1."""
+
 
 class Mark:
     """The note on one node.

@@ -27,6 +27,7 @@ from stllr_plugin.errors import StateError
 from stllr_plugin.folding import fold, traces_before
 from stllr_plugin.kept_graphs import GraphCount
 from stllr_plugin.marks import Mark, mark_of, nested
+from stllr_plugin.precision import full_precision
 from stllr_plugin.responses.base import Response
 from stllr_plugin.rule import STLLRRule
 from stllr_plugin.session import Session
@@ -47,7 +48,7 @@ class SynapticInput:
         call: The synapse call (the first, where there are several).
         rule: The edge's rule.
         edge: The edge's state.
-        single: Its input at a single step, [B, ...], of at least float32; None for several steps.
+        is_single: Whether K is 1, for a step that is attached; the input is then that of the call.
         steps: The steps of which a single one is one, where a backward pass may come.
         position: Which of them it is.
         several: Its inputs at several steps, [K, B, ...], of at least float32.
@@ -61,7 +62,7 @@ class SynapticInput:
     call: SynapseCall
     rule: STLLRRule
     edge: EdgeTraces
-    single: Tensor | None = None
+    is_single: bool = False
     steps: InputSteps | None = None
     position: int = 0
     several: Tensor = GIVEN_UP
@@ -73,12 +74,12 @@ class SynapticInput:
     @property
     def num_steps(self) -> int:
         """K."""
-        return 1 if self.single is not None else len(self.several)
+        return 1 if self.is_single else len(self.several)
 
     def weight(self) -> Tensor:
         """The weight as the graft of a single step gets it."""
         weight = self.call.trained_weight()
-        if self.single is None or not weight.is_leaf or not weight.requires_grad or self.call.product is not None:
+        if not self.is_single or not weight.is_leaf or not weight.requires_grad or self.call.product is not None:
             return weight
         weight = self.edge.collect(weight, float(self.rule.lambda_pre))
         self.collection = self.edge.collection
@@ -89,10 +90,10 @@ class SynapticInput:
         if self.collection is None:
             return self.gradient(causal, noncausal)
         if causal is not None or noncausal is not None:
-            assert self.single is not None and self.steps is not None
+            assert self.steps is not None
             first = None if causal is None else causal[0]
             second = None if noncausal is None else noncausal[0]
-            self.collection.take(self.call, self.single, self.steps, self.position, first, second)
+            self.collection.take(self.call, self.steps, self.position, first, second)
         return None
 
     @property
@@ -104,7 +105,7 @@ class SynapticInput:
         """The weight's gradient from the two terms' factors [K, B, ...], both at the synapse's output."""
         if causal is None and noncausal is None:
             return self.nothing()
-        if self.single is not None:
+        if self.is_single:
             return self._product_of_step(causal, noncausal)
         decay = float(self.rule.lambda_pre)
         if causal is None:
@@ -114,16 +115,17 @@ class SynapticInput:
         return self.product(folded if noncausal is None else folded + noncausal, folded[0])
 
     def _product_of_step(self, causal: Tensor | None, noncausal: Tensor | None) -> Tensor:
-        assert self.single is not None and self.steps is not None
+        assert self.steps is not None
         self.steps.used = True
+        x = full_precision(self.call.x)
         if causal is None:
             assert noncausal is not None
-            return self._multiplied([(self.single, noncausal[0])])
+            return self._multiplied([(x, noncausal[0])])
         if noncausal is None:
             return self._multiplied([(self.steps.after(self.position), causal[0])])
         if self.steps.before(self.position) is None:  # the trace is the input itself
-            return self._multiplied([(self.single, (causal + noncausal)[0])])
-        return self._multiplied([(self.steps.after(self.position), causal[0]), (self.single, noncausal[0])])
+            return self._multiplied([(x, (causal + noncausal)[0])])
+        return self._multiplied([(self.steps.after(self.position), causal[0]), (x, noncausal[0])])
 
     def product(self, total: Tensor, first: Tensor | None) -> Tensor:
         """The weight's gradient from the factors of the inputs [K, B, ...] and of the trace (before its decay)."""
@@ -297,6 +299,10 @@ class Record:
         if self.used and self.graphs is not None:
             self.graphs.alive -= 1
 
+    def is_binary(self, output: int) -> bool:
+        """Whether one of the outputs is spikes, of which each is 0 or 1."""
+        return self.response.binary and output == self.response.spikes
+
     @property
     def together(self) -> bool:
         """Whether several steps ran at once."""
@@ -359,10 +365,8 @@ class Record:
             scaled = (shown, seen.to(shown.device, shown.dtype), rule.noncausal_scale)
         shared: list[Shared] = []
         for synaptic in inputs:
-            assert synaptic.collection is not None and synaptic.single is not None and synaptic.steps is not None
-            synaptic.collection.take_plain(
-                synaptic.call, synaptic.single, synaptic.steps, synaptic.position, factor, scaled, shared
-            )
+            assert synaptic.collection is not None and synaptic.steps is not None
+            synaptic.collection.take_plain(synaptic.call, synaptic.steps, synaptic.position, factor, scaled, shared)
         links: list[Tensor | None] = [factor if response.root is not None else None]
         self._tell(links)
         others = [dim for dim in range(factor.dim()) if dim != 1]
@@ -454,11 +458,13 @@ class Record:
                 "sequence."
             )
         call, edge, steps, position = synaptic.call, synaptic.edge, synaptic.steps, synaptic.position
-        assert synaptic.single is not None and steps is not None
+        assert synaptic.is_single and steps is not None
         steps.used = True
         call.site.check_input(call)
         gradient = None
-        if edge.interrupted or (edge.waiting is not None and not edge.waiting.takes(self.span.step, synaptic.single)):
+        if edge.interrupted or (
+            edge.waiting is not None and not edge.waiting.takes(self.span.step, full_precision(call.x))
+        ):
             gradient = edge.gradient_of_waiting()
         if edge.waiting is None:
             edge.waiting = WaitingSteps(self.session.fold_steps, float(synaptic.rule.lambda_pre))

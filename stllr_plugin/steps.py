@@ -18,7 +18,8 @@ from stllr_plugin.errors import StateError
 from stllr_plugin.folding import last_trace, traces_before
 
 TOGETHER = 8  # steps at most
-_BYTES = 1 << 23  # of what is noted, from which on it is not worth to wait for more
+_INPUT_BYTES = 1 << 23  # of inputs, from which on it is not worth to wait for more
+_BYTES = 1 << 21  # of distances, the same: they are memory that nobody else holds
 
 
 @dataclass(slots=True, eq=False)
@@ -31,7 +32,8 @@ class InputSteps:
         first: Number of the first of them within an undisturbed run of the trace.
         run: Stands for that run.
         name: The synapse, for messages.
-        inputs: The inputs [B, ...], which belong to others.
+        dtype: Of the trace.
+        inputs: The inputs [B, ...], which belong to others; spikes may be bool.
         versions: Of their memory, to notice a change in place.
         used: Whether a backward pass has come by, so that it may well come by each step on its own.
         known: The last position whose trace was computed, and that trace.
@@ -42,6 +44,7 @@ class InputSteps:
     first: int
     run: object
     name: str
+    dtype: torch.dtype
     used: bool = False
     inputs: list[Tensor] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
@@ -58,7 +61,7 @@ class InputSteps:
         if self.used or last._version != self.versions[-1]:  # its memory is used again
             return False
         fits = x.shape == first.shape and x.dtype is first.dtype and x.device == first.device
-        return fits and count < TOGETHER and count * x.numel() * x.element_size() < _BYTES
+        return fits and count < TOGETHER and count * x.numel() * x.element_size() < _INPUT_BYTES
 
     def before(self, position: int) -> Tensor | None:
         """tr_x of the step before one of these; None at the beginning of a sequence."""
@@ -88,10 +91,11 @@ class InputSteps:
                 "pass. Use the out-of-place operation (y = y * mask, not y *= mask), or pass x.clone() to the layer."
             )
         if len(inputs) > 1 and self.decay != 0.0:
-            return last_trace(start, torch.stack(inputs), self.decay)
+            return last_trace(start, torch.stack(inputs).to(self.dtype), self.decay)
         x = inputs[-1]
         if start is None or self.decay == 0.0:
-            return x.clone()
+            return x.to(self.dtype, copy=True)
+        x = x.to(self.dtype)
         return torch.add(x, start.to(x.device, x.dtype), alpha=self.decay)
 
 

@@ -85,7 +85,7 @@ class EdgeTraces:
         if steps is not None and self.waits:
             self.pre, self.lent, self.waits = steps.after(len(steps.inputs) - 1), True, False
 
-    def step(self, x: Tensor, decay: float, lend: bool, kept: bool) -> tuple[InputSteps | None, int]:
+    def step(self, x: Tensor, decay: float, lend: bool, kept: bool, held: Tensor) -> tuple[InputSteps | None, int]:
         """Notes a step: ``tr_x[t] = decay * tr_x[t-1] + x[t]``.
 
         Args:
@@ -93,6 +93,7 @@ class EdgeTraces:
             decay: lambda_pre.
             lend: Whether a backward pass may ask for the trace at this step.
             kept: Whether the input's memory is not used again for another, so that the trace can wait.
+            held: The input, or a smaller copy of it.
 
         Returns:
             The steps of which this is one, and its position; None where nobody will ask.
@@ -103,16 +104,16 @@ class EdgeTraces:
         self._check(x)
         steps = self.steps
         if steps is not None:
-            if not lend or kept != self.waits or decay != steps.decay or not steps.takes(x):
+            if not lend or kept != self.waits or decay != steps.decay or not steps.takes(held):
                 self.settle()
         self.count += 1
         if not lend:
             self._move(x, decay)
             return None, 0
         if self.steps is None:
-            self.steps = InputSteps(self.pre, decay, self.count - 1, self.run, self.site.name)
+            self.steps = InputSteps(self.pre, decay, self.count - 1, self.run, self.site.name, x.dtype)
             self.waits, self.lent = kept, True
-        self.steps.add(x)
+        self.steps.add(held)
         if not kept:
             self._move(x, decay)
         return self.steps, len(self.steps.inputs) - 1

@@ -92,6 +92,11 @@ class Response:
         return self
 
     @property
+    def binary(self) -> bool:
+        """Whether each spike is known to be 0 or 1."""
+        return False
+
+    @property
     def carries_plainly(self) -> bool:
         """Whether a gradient of u, times ``slope``, is one of the input and of what inner synapses gave out."""
         return False

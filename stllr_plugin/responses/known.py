@@ -44,6 +44,11 @@ class KnownResponse(Response):
     before: Callable[[Tensor], Tensor] | None = None
 
     @property
+    def binary(self) -> bool:
+        """See the base class."""
+        return self.spikes is not None and self.gain is None
+
+    @property
     def carries_plainly(self) -> bool:
         """See the base class."""
         return self.before is None and self.gain is None and self.direct and not self.projects

@@ -78,7 +78,7 @@ class Window:
         self._takeover.__exit__(*error)
         self.network.session.window = None
         for call in self._calls:  # their neurons have them
-            call.x, call.version = GIVEN_UP, GIVEN_UP._version
+            call.give_up(GIVEN_UP)
         self._calls.clear()
         self._takeover = Takeover([])  # whose functions hold this window
 
