@@ -239,7 +239,10 @@ def step_posts(
         starts = {key: traces.posts[key].trace for key in keys}
         traces.membranes, position = MembraneSteps.of_one(psis, starts, v), 0
         steps = traces.membranes
-    posts = {rule: PostFactors(rule, steps=steps, position=position) for rule in called} if lend else {}
+    posts: dict[STLLRRule, PostFactors] = {}
+    if lend:
+        for rule, psi in zip(called, plan.psis, strict=True):
+            posts[rule] = PostFactors(rule, steps=steps, position=position, function=psi)
     return posts, Carrier(wanted[0], steps, position) if plan.carries else None
 
 
@@ -248,9 +251,11 @@ def _plan(
 ) -> Plan:
     carries = lend and neuron.rule.propagate == "psi"
     keys: list[PsiKey] = []
-    wanted = [resolve_psi(neuron.rule.psi)] if carries else []
-    for rule in _rules(neuron, traces, inputs):
-        psi = resolve_psi(rule.psi)
+    rules = _rules(neuron, traces, inputs)
+    resolved = {rule.psi: resolve_psi(rule.psi) for rule in (neuron.rule, *rules)}
+    wanted = [resolved[neuron.rule.psi]] if carries else []
+    for rule in rules:
+        psi = resolved[rule.psi]
         if rule.alpha_post != 0.0:
             key = (psi, rule.lambda_post)
             if key not in keys:
@@ -259,7 +264,8 @@ def _plan(
         if psi not in wanted and (rule.alpha_post != 0.0 or lend):
             wanted.append(psi)
     by_value = all(is_by_value(psi) for psi in wanted)
-    return Plan(called, len(traces.edges), lend, carries, keys, wanted, by_value)
+    psis = [resolved[rule.psi] for rule in called]
+    return Plan(called, len(traces.edges), lend, carries, keys, wanted, by_value, psis)
 
 
 def _psi(neuron: Neuron, psi: Psi | None, v: Tensor, gate: Tensor | None, spikes: Tensor | None) -> Tensor:

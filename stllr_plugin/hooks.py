@@ -111,6 +111,7 @@ def remove_hooks(model: nn.Module) -> int:
         raise NotAttachedError(f"remove_hooks() takes the model, a torch module; found {type(model).__name__}.")
     removed = 0
     for name, module in model.named_modules():
+        _remove_own_methods(module)
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key, hook in list(hooks.items()):
                 if isinstance(hook, OrphanHook):
@@ -128,6 +129,15 @@ def remove_hooks(model: nn.Module) -> int:
                         "stllr_plugin.detach(model)."
                     )
     return removed
+
+
+def _remove_own_methods(module: nn.Module) -> None:
+    """Where a method was stood in for, a copy holds its class's own method itself, which says nothing."""
+    for name, value in list(module.__dict__.items()):
+        function = getattr(value, "__func__", None)
+        if function is not None and getattr(value, "__self__", None) is module:
+            if getattr(type(module), name, None) is function:
+                del module.__dict__[name]
 
 
 class Attached(Protocol):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
-from stllr_plugin.activations import Psi, resolve_psi
+from stllr_plugin.activations import Psi
 from stllr_plugin.arrivals import Arrivals
 from stllr_plugin.between import pull_back
 from stllr_plugin.calls import SynapseCall
@@ -154,6 +154,7 @@ class PostFactors:
         before: tr_psi at the end of the steps before; None at the beginning of a sequence.
         steps: In place of both, for a single step: the steps of which it is one.
         position: Which of them it is.
+        function: psi, which they are asked for.
     """
 
     rule: STLLRRule
@@ -161,6 +162,7 @@ class PostFactors:
     before: Tensor | None = None
     steps: MembraneSteps | None = None
     position: int = 0
+    function: Psi | None = None
 
     def causal(self, signal: Tensor) -> Tensor | None:
         """What the causal term multiplies the presynaptic trace with, for a learning signal [K, B, ...]."""
@@ -176,7 +178,7 @@ class PostFactors:
 
     def values(self) -> Tensor:
         """psi(v), [K, B, ...], or of a single step [B, ...]."""
-        return self.psi if self.steps is None else self.steps.psi(resolve_psi(self.rule.psi), self.position)
+        return self.psi if self.steps is None else self.steps.psi(self.function, self.position)
 
     def seen(self) -> Tensor | None:
         """The trace of psi that an input sees at a single step, [B, ...]; None if that is zero."""
@@ -184,7 +186,7 @@ class PostFactors:
         assert steps is not None
         if not rule.alpha_post:
             return None
-        trace = steps.before((resolve_psi(rule.psi), rule.lambda_post), self.position)
+        trace = steps.before((self.function, rule.lambda_post), self.position)
         if rule.convention != "current":
             return trace
         psi = self.values()
@@ -347,7 +349,7 @@ class Record:
         if signal is not None:
             if post is None or post.steps is None or carrier is None or signal.dtype != post.dtype:
                 return None
-            if rule.alpha_pre != 1.0 or carrier.function != resolve_psi(rule.psi) or self.session.fold_steps > 1:
+            if rule.alpha_pre != 1.0 or carrier.function != post.function or self.session.fold_steps > 1:
                 return None
             factor = signal * carrier.steps.psi(carrier.function, carrier.position)
         for place, delta in enumerate(deltas):

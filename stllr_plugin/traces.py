@@ -195,6 +195,7 @@ class Plan:
         keys: The postsynaptic traces, by psi and lambda_post.
         wanted: The psi that are needed, the one that carries first.
         by_value: Whether each of them gives the same whenever it is asked.
+        psis: That of each of the rules.
     """
 
     called: tuple[STLLRRule, ...]
@@ -204,6 +205,7 @@ class Plan:
     keys: list[tuple[Psi | None, float]]
     wanted: list[Psi | None]
     by_value: bool
+    psis: list[Psi | None]
 
 
 @dataclass(slots=True, eq=False)

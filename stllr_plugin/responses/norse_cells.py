@@ -80,7 +80,8 @@ class CellKnowledge(Knowledge):
         self, neuron: Neuron, current: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, NeuronStep, Callable[[], KnownResponse]] | None:
         """See the base class: a window of one step."""
-        if current.dim() < 2:
+        given = next(iter((*args, *kwargs.values())), None)
+        if current.dim() < 2 or (given is not None and not _fits(neuron, current, given)):
             return None
         response = self.scan(neuron, 1, current, args, kwargs)
         shown = response.leaves[0]
@@ -98,6 +99,12 @@ class CellKnowledge(Knowledge):
             if type(neuron.module).__name__ in _READOUTS:
                 return _integrate(neuron, num_steps, current.detach(), state)
             return _spiking(neuron, num_steps, current.detach(), state)
+
+
+def _fits(neuron: Neuron, current: Tensor, state: Any) -> bool:
+    """Whether a state is one of this batch; what becomes of another one only the cell can tell."""
+    shape = (len(current), neuron.module.hidden_size) if _is_recurrent(neuron) else tuple(current.shape)
+    return all(value.dim() == 0 or tuple(value.shape) == shape for value in state)
 
 
 def _is_recurrent(neuron: Neuron) -> bool:

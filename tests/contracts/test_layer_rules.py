@@ -44,7 +44,8 @@ def check(kind: Any, layer_rules: dict[str, Any], expected: dict[str, Any], rule
     """``expected`` maps a parameter name to the rule that its gradient should follow; all others follow ``rule``."""
     found = of(kind, rule, layer_rules)
     for name, value in found.items():
-        assert torch.equal(value, of(kind, expected.get(name, rule))[name]), name
+        # Not bit for bit: with one rule for all there are fewer operations, which round at other places.
+        torch.testing.assert_close(value, of(kind, expected.get(name, rule))[name], msg=name)
         if name in expected:
             assert differ(found, of(kind, rule), [name])
 
@@ -87,8 +88,8 @@ def test_a_neuron_s_psi_carries_the_signal_below():
     plain = of(Deep, RULE)
     below = ["fc1.weight", "fc1.bias", "fc2.bias"]
     assert differ(by_neuron, plain, below)
-    assert_same({n: by_synapse[n] for n in below}, {n: plain[n] for n in below})
-    assert_same({"w": by_neuron["fc2.weight"]}, {"w": by_synapse["fc2.weight"]})
+    assert_close({n: by_synapse[n] for n in below}, {n: plain[n] for n in below})
+    assert_close({"w": by_neuron["fc2.weight"]}, {"w": by_synapse["fc2.weight"]})
 
 
 def test_the_report_names_each_edge_s_rule():

@@ -102,7 +102,8 @@ def test_a_checkpoint_holds_its_state(signal, tmp_path):
     net, learner = make("mine")
     train(net, learner, range(2))
     torch.save(learner.state_dict(), tmp_path / "learner.pt")
-    other = STLLRLearner(Network(), torch.optim.Adam(Network().parameters()), rule="shd", learning_signal="mine")
+    again = Network()
+    other = STLLRLearner(again, torch.optim.Adam(again.parameters()), rule="shd", learning_signal="mine")
     with pytest.warns(match="goes on with"):
         other.load_state_dict(torch.load(tmp_path / "learner.pt", weights_only=True))
     mine, its = learner.state_dict()["stllr"], other.state_dict()["stllr"]
