@@ -15,6 +15,7 @@ import argparse
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,115 +32,126 @@ RULE = "dvs_gesture"
 
 
 class Network(nn.Module):
-    """A network that is called once per time step, with its states passed in and out."""
+    """A network that is called once per time step.
+
+    Its states are passed in and out; with ``hidden``, which ``run`` needs, the neurons keep them themselves.
+    """
+
+    hidden = False
 
     def start(self) -> Any:
         """The states before the first step."""
         return None
 
-    def forward(self, x: Tensor, states: Any) -> tuple[Tensor, Tensor, Any]:
+    def forward(self, x: Tensor, states: Any = None) -> tuple[Tensor, Tensor, Any]:
         """Returns spikes and membranes of the last layer, and the states."""
         raise NotImplementedError
+
+    def _leaky(self) -> nn.Module:
+        import snntorch
+
+        return snntorch.Leaky(beta=0.95, init_hidden=self.hidden, output=True)
+
+    def _called(self, neuron: nn.Module, current: Tensor, *states: Any) -> Any:
+        return neuron(current) if self.hidden else neuron(current, *states)
 
 
 class Dense(Network):
     """Fully connected layers of snnTorch's Leaky: tutorial 5."""
 
-    def __init__(self, *sizes: int) -> None:
-        """Args: numbers of inputs, neurons of each layer, and classes."""
+    def __init__(self, *sizes: int, hidden: bool = False) -> None:
+        """Args: numbers of inputs, neurons of each layer, and classes; whether states are hidden."""
         super().__init__()
-        import snntorch
-
+        self.hidden = hidden
         self.layers = nn.ModuleList(nn.Linear(one, two) for one, two in zip(sizes, sizes[1:], strict=False))
-        self.neurons = nn.ModuleList(snntorch.Leaky(beta=0.95) for _ in sizes[1:])
+        self.neurons = nn.ModuleList(self._leaky() for _ in sizes[1:])
 
     def start(self) -> Any:
         """See the base class."""
         return [neuron.init_leaky() for neuron in self.neurons]  # type: ignore[operator]
 
-    def forward(self, x: Tensor, states: Any) -> tuple[Tensor, Tensor, Any]:
+    def forward(self, x: Tensor, states: Any = None) -> tuple[Tensor, Tensor, Any]:
         """See the base class."""
         after = []
-        for layer, neuron, state in zip(self.layers, self.neurons, states, strict=True):
-            x, membrane = neuron(layer(x), state)
+        for i, (layer, neuron) in enumerate(zip(self.layers, self.neurons, strict=True)):
+            x, membrane = self._called(neuron, layer(x), None if self.hidden else states[i])
             after.append(membrane)
-        return x, after[-1], after
+        return x, after[-1], None if self.hidden else after
 
 
 class Convolutional(Network):
     """Tutorial 6: 12C5-P2-64C5-P2-10."""
 
-    def __init__(self) -> None:
-        """Takes no arguments."""
+    def __init__(self, hidden: bool = False) -> None:
+        """Args: whether states are hidden."""
         super().__init__()
-        import snntorch
-
-        self.conv1, self.lif1 = nn.Conv2d(1, 12, 5), snntorch.Leaky(beta=0.95)
-        self.conv2, self.lif2 = nn.Conv2d(12, 64, 5), snntorch.Leaky(beta=0.95)
-        self.fc, self.lif3 = nn.Linear(64 * 4 * 4, 10), snntorch.Leaky(beta=0.95)
+        self.hidden = hidden
+        self.conv1, self.lif1 = nn.Conv2d(1, 12, 5), self._leaky()
+        self.conv2, self.lif2 = nn.Conv2d(12, 64, 5), self._leaky()
+        self.fc, self.lif3 = nn.Linear(64 * 4 * 4, 10), self._leaky()
 
     def start(self) -> Any:
         """See the base class."""
-        return [neuron.init_leaky() for neuron in (self.lif1, self.lif2, self.lif3)]
+        return [neuron.init_leaky() for neuron in (self.lif1, self.lif2, self.lif3)]  # type: ignore[operator]
 
-    def forward(self, x: Tensor, states: Any) -> tuple[Tensor, Tensor, Any]:
+    def forward(self, x: Tensor, states: Any = None) -> tuple[Tensor, Tensor, Any]:
         """See the base class."""
-        x, one = self.lif1(functional.max_pool2d(self.conv1(x), 2), states[0])
-        x, two = self.lif2(functional.max_pool2d(self.conv2(x), 2), states[1])
-        x, three = self.lif3(self.fc(x.flatten(1)), states[2])
-        return x, three, [one, two, three]
+        one, two, three = [None] * 3 if self.hidden else states
+        x, one = self._called(self.lif1, functional.max_pool2d(self.conv1(x), 2), one)
+        x, two = self._called(self.lif2, functional.max_pool2d(self.conv2(x), 2), two)
+        x, three = self._called(self.lif3, self.fc(x.flatten(1)), three)
+        return x, three, None if self.hidden else [one, two, three]
 
 
 class Recurrent(Network):
     """A recurrent layer of snnTorch's, and a readout."""
 
-    def __init__(self, *sizes: int) -> None:
-        """Args: numbers of inputs, neurons and classes."""
+    def __init__(self, *sizes: int, hidden: bool = False) -> None:
+        """Args: numbers of inputs, neurons and classes; whether states are hidden."""
         super().__init__()
         import snntorch
 
-        self.fc1, self.lif1 = nn.Linear(sizes[0], sizes[1]), snntorch.RLeaky(beta=0.95, linear_features=sizes[1])
-        self.fc2, self.lif2 = nn.Linear(sizes[1], sizes[2]), snntorch.Leaky(beta=0.95)
+        self.hidden = hidden
+        self.fc1, self.fc2 = nn.Linear(sizes[0], sizes[1]), nn.Linear(sizes[1], sizes[2])
+        self.lif1 = snntorch.RLeaky(beta=0.95, linear_features=sizes[1], init_hidden=hidden, output=True)
+        self.lif2 = self._leaky()
 
     def start(self) -> Any:
         """See the base class."""
-        return [*self.lif1.init_rleaky(), self.lif2.init_leaky()]
+        return [*self.lif1.init_rleaky(), self.lif2.init_leaky()]  # type: ignore[operator]
 
-    def forward(self, x: Tensor, states: Any) -> tuple[Tensor, Tensor, Any]:
+    def forward(self, x: Tensor, states: Any = None) -> tuple[Tensor, Tensor, Any]:
         """See the base class."""
-        spikes, one = self.lif1(self.fc1(x), states[0], states[1])
-        out, two = self.lif2(self.fc2(spikes), states[2])
-        return out, two, [spikes, one, two]
+        before = [None] * 3 if self.hidden else states
+        spikes, one = self._called(self.lif1, self.fc1(x), before[0], before[1])
+        out, two = self._called(self.lif2, self.fc2(spikes), before[2])
+        return out, two, None if self.hidden else [spikes, one, two]
 
 
 class Norse(Network):
     """A feed-forward or recurrent layer of Norse's, and a leaky integrator."""
 
-    def __init__(self, recurrent: bool, *sizes: int) -> None:
-        """Args: whether the layer is recurrent; numbers of inputs, neurons and classes."""
+    def __init__(self, recurrent: bool, *sizes: int, hidden: bool = False) -> None:
+        """Args: whether the layer is recurrent; numbers of inputs, neurons and classes; nothing else to choose."""
         super().__init__()
         import norse.torch as norse
 
-        self.fc1 = nn.Identity() if recurrent else nn.Linear(sizes[0], sizes[1])
-        self.lif = norse.LIFRecurrentCell(sizes[0], sizes[1]) if recurrent else norse.LIFCell()
-        self.fc2, self.li = nn.Linear(sizes[1], sizes[2]), norse.LICell()
+        first = [norse.LIFRecurrentCell(sizes[0], sizes[1])] if recurrent else []
+        if not recurrent:
+            first = [nn.Linear(sizes[0], sizes[1]), norse.LIFCell()]
+        self.layers = norse.SequentialState(*first, nn.Linear(sizes[1], sizes[2]), norse.LICell())
 
-    def start(self) -> Any:
+    def forward(self, x: Tensor, states: Any = None) -> tuple[Tensor, Tensor, Any]:
         """See the base class."""
-        return [None, None]
-
-    def forward(self, x: Tensor, states: Any) -> tuple[Tensor, Tensor, Any]:
-        """See the base class."""
-        spikes, one = self.lif(self.fc1(x), states[0])
-        out, two = self.li(self.fc2(spikes), states[1])
-        return out, out, [one, two]
+        out, states = self.layers(x, states)
+        return out, out, states
 
 
 class SpikingJelly(Network):
     """Two layers of SpikingJelly's LIFNode, which keep their states themselves."""
 
-    def __init__(self, *sizes: int) -> None:
-        """Args: numbers of inputs, neurons and classes."""
+    def __init__(self, *sizes: int, hidden: bool = False) -> None:
+        """Args: numbers of inputs, neurons and classes; states are hidden in any case."""
         super().__init__()
         from spikingjelly.activation_based import neuron
 
@@ -151,25 +163,10 @@ class SpikingJelly(Network):
         self.lif1.reset()
         self.lif2.reset()
 
-    def forward(self, x: Tensor, states: Any) -> tuple[Tensor, Tensor, Any]:
+    def forward(self, x: Tensor, states: Any = None) -> tuple[Tensor, Tensor, Any]:
         """See the base class."""
         out = self.lif2(self.fc2(self.lif1(self.fc1(x))))
         return out, self.lif2.v, None
-
-
-class Keeping(nn.Module):
-    """A network that keeps its states from call to call, for ``run``."""
-
-    def __init__(self, net: Network) -> None:
-        """Args: the network."""
-        super().__init__()
-        self.net = net
-        self.states: Any = None
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns spikes and membranes of the last layer."""
-        spikes, membrane, self.states = self.net(x, self.states)
-        return spikes, membrane
 
 
 def of_membrane(spikes: list[Tensor], membranes: list[Tensor], y: Tensor) -> Tensor:
@@ -203,7 +200,7 @@ class Workload:
         last: Supervised steps at the end; None for all.
     """
 
-    network: Callable[[], Network]
+    network: Callable[..., Network]
     shape: tuple[int, ...]
     classes: int
     steps: int
@@ -225,17 +222,17 @@ class Workload:
 
 
 WORKLOADS = {
-    "tutorial5": Workload(lambda: Dense(784, 1000, 10), (784,), 10, 25, 128, 0.0, of_membrane),
-    "tutorial5_sparse": Workload(lambda: Dense(784, 1000, 10), (784,), 10, 25, 128, 0.05, of_membrane),
+    "tutorial5": Workload(partial(Dense, 784, 1000, 10), (784,), 10, 25, 128, 0.0, of_membrane),
+    "tutorial5_sparse": Workload(partial(Dense, 784, 1000, 10), (784,), 10, 25, 128, 0.05, of_membrane),
     "tutorial6": Workload(Convolutional, (1, 28, 28), 10, 50, 128, 0.0, of_rate),
     "tutorial6_count": Workload(Convolutional, (1, 28, 28), 10, 50, 128, 0.0, of_count),
-    "small": Workload(lambda: Dense(4, 64, 64, 6), (4,), 6, 200, 32, 2.0, of_membrane),
-    "recurrent": Workload(lambda: Recurrent(100, 256, 10), (100,), 10, 100, 64, 0.05, of_membrane),
-    "recurrent_last10": Workload(lambda: Recurrent(100, 256, 10), (100,), 10, 100, 64, 0.05, of_membrane, last=10),
-    "norse": Workload(lambda: Norse(False, 100, 256, 10), (100,), 10, 100, 64, 0.05, of_membrane, "norse"),
-    "norse_recurrent": Workload(lambda: Norse(True, 100, 256, 10), (100,), 10, 100, 64, 0.05, of_membrane, "norse"),
+    "small": Workload(partial(Dense, 4, 64, 64, 6), (4,), 6, 200, 32, 2.0, of_membrane),
+    "recurrent": Workload(partial(Recurrent, 100, 256, 10), (100,), 10, 100, 64, 0.05, of_membrane),
+    "recurrent_last10": Workload(partial(Recurrent, 100, 256, 10), (100,), 10, 100, 64, 0.05, of_membrane, last=10),
+    "norse": Workload(partial(Norse, False, 100, 256, 10), (100,), 10, 100, 64, 0.05, of_membrane, "norse"),
+    "norse_recurrent": Workload(partial(Norse, True, 100, 256, 10), (100,), 10, 100, 64, 0.05, of_membrane, "norse"),
     "spikingjelly": Workload(
-        lambda: SpikingJelly(100, 256, 10), (100,), 10, 100, 64, 0.05, of_membrane, "spikingjelly"
+        partial(SpikingJelly, 100, 256, 10), (100,), 10, 100, 64, 0.05, of_membrane, "spikingjelly"
     ),
 }
 
@@ -250,7 +247,7 @@ def work_of(way: str, name: str) -> Callable[[], None]:
     workload = WORKLOADS[name]
     x, y = workload.data()
     torch.manual_seed(0)
-    net = workload.network()
+    net = workload.network(hidden=way == "run")
     optimizer: torch.optim.Optimizer = torch.optim.Adam(net.parameters(), lr=1e-6)
     first = 0 if workload.last is None else workload.steps - workload.last
 
@@ -275,8 +272,7 @@ def work_of(way: str, name: str) -> Callable[[], None]:
         told["num_steps"] = workload.steps
     if way == "fold_steps=5":
         told["fold_steps"] = 5
-    keeping = Keeping(net)
-    model = keeping if way == "run" else net
+    model = net.layers if way == "run" and isinstance(net, Norse) else net
     learner = None if way in ("BPTT", "forward") else STLLRLearner(model, optimizer, rule=RULE, **told)
 
     def whole() -> None:
@@ -295,8 +291,10 @@ def work_of(way: str, name: str) -> Callable[[], None]:
 
     def run() -> None:
         assert learner is not None
-        keeping.states = net.start()
-        found = learner.run(keeping, x, y, lambda out, y: step_loss(out))
+        if isinstance(net, Norse):  # whose container carries the states
+            found = learner.run(net.layers, x, y, lambda out, y: step_loss((out, out)))
+        else:
+            found = learner.run(net, x, y, lambda out, y: step_loss(out))
         if found.steps_because is not None:
             raise RuntimeError(f"step by step: {found.steps_because}")
 

@@ -369,7 +369,7 @@ class Record:
         for synaptic in inputs:
             assert synaptic.collection is not None and synaptic.steps is not None
             synaptic.collection.take_plain(synaptic.call, synaptic.steps, synaptic.position, factor, scaled, shared)
-        links: list[Tensor | None] = [factor if response.root is not None else None]
+        links: list[Tensor | None] = [None if response.root is None else response.plain_link(factor)]
         self._tell(links)
         others = [dim for dim in range(factor.dim()) if dim != 1]
         return links, [None] * len(inputs), [factor.sum(others) for _ in response.parameters]
@@ -379,7 +379,10 @@ class Record:
         return all(
             synaptic.collection is not None
             and synaptic.rule is rule
-            and (synaptic.inner is not None or (len(synaptic.nodes) == 1 and synaptic.nodes[0][1]))
+            and (
+                synaptic.inner is not None
+                or (len(synaptic.nodes) == 1 and synaptic.nodes[0][1] and not self.response.projects)
+            )
             for synaptic in self.inputs
         )
 

@@ -98,8 +98,12 @@ class Response:
 
     @property
     def carries_plainly(self) -> bool:
-        """Whether a gradient of u, times ``slope``, is one of the input and of what inner synapses gave out."""
+        """Whether a gradient of u, times ``slope``, is one of the input current and of what inner synapses gave out."""
         return False
+
+    def plain_link(self, gradient: Tensor) -> Tensor:
+        """A gradient of the input current of a single step, [B, ...], as one of the input, where that is so."""
+        return gradient
 
     def passes(self, position: int) -> bool:
         """Whether a gradient of that leaf is one of u."""

@@ -51,7 +51,11 @@ class KnownResponse(Response):
     @property
     def carries_plainly(self) -> bool:
         """See the base class."""
-        return self.before is None and self.gain is None and self.direct and not self.projects
+        return self.gain is None and self.direct
+
+    def plain_link(self, gradient: Tensor) -> Tensor:
+        """See the base class."""
+        return gradient if self.before is None else self.before(gradient)
 
     def passes(self, position: int) -> bool:
         """See the base class."""
