@@ -218,3 +218,28 @@ def test_evaluation_is_the_layers_own() -> None:
             x.add_(1.0)
             assert torch.equal(net.fc1(x), nn.functional.linear(x, net.fc1.weight, net.fc1.bias))
     learner.detach()
+
+
+@pytest.mark.parametrize("in_place", [False, True], ids=["another tensor", "in place"])
+@pytest.mark.parametrize("at", [{3, 4}, {1, 3, 5}, set(range(8))], ids=["some", "every second", "all"])
+def test_hooks_that_change_the_input_after_ours_take_part(at: set[int], in_place: bool) -> None:
+    net, learner = made("dense")
+    x = torch.rand(64, 256).double()
+    train(net, learner, x, the_same)  # the layer is known as one whose inputs repeat
+    calls = -1
+    seen: list[Tensor] = []
+
+    def change(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor] | None:
+        nonlocal calls
+        calls += 1
+        changed = args[0]
+        if calls in at:
+            changed = changed.add_(0.5) if in_place else changed + 0.5 * (calls + 1)
+        seen.append(changed.clone())
+        return (changed,)
+
+    net.fc1.register_forward_pre_hook(change)
+    for _ in range(8):
+        found = net.fc1(x).detach().clone()
+        assert torch.equal(found, nn.functional.linear(seen[-1], net.fc1.weight, net.fc1.bias).detach())
+    learner.detach()

@@ -44,6 +44,7 @@ class RepeatedInput:
     def forget(self) -> None:
         """A sequence begins."""
         self._x: Tensor | None = None
+        self._version = 0
         self._copy: Tensor | None = None
         self._output: Tensor | None = None
         self._found: tuple[Any, ...] = ()
@@ -65,7 +66,7 @@ class RepeatedInput:
             if self._output is not None:
                 self._expected = False
             self.forget()
-            self._x = x
+            self._x, self._version = x, x._version
             return
         self._expected = True
         if self.shortcut is None and self._pays(x):
@@ -80,15 +81,26 @@ class RepeatedInput:
         )
         if not self.is_known:
             self._output = None
+        self._version = x._version
 
-    def after(self, output: Tensor) -> None:
-        """Keeps the output of a call, if it is one that may well be repeated."""
+    def after(self, x: Tensor, output: Tensor) -> None:
+        """Keeps the output of a call, if it is one that may well be repeated.
+
+        Args:
+            x: What the layer was called on, which a hook of the user's may have changed since :meth:`before`.
+            output: Its output.
+        """
+        if x is not self._x or x._version != self._version:
+            self.forget()
         if self._expected and self.shortcut is not None and self._x is not None and self._output is None:
             self._copy, self._output = self._x.clone(), output.detach().clone()  # both may be changed in place
             self._found = self._look()
 
     def _instead(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any] | None:
         known, self.is_known = self.is_known, False
+        x = args[0] if args else next(iter(kwargs.values()), None)
+        if x is not self._x or x is None or x._version != self._version:
+            return None  # a hook of the user's, which ran after ours, has changed it
         return [self._output.clone()] if known and self._output is not None else None
 
     def _look(self) -> tuple[Any, ...]:

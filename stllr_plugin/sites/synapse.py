@@ -269,7 +269,7 @@ class ModuleSite(SynapseSite):
             self.passed = x
             return None
         if self.session.window is None:
-            self._repeated.after(output)
+            self._repeated.after(x, output)
         apart = known is x and not self._own  # else a forward of the user's may bring in something else
         return self.tag(x, output, opened.weight, opened.bias, opened.parameters[0], apart=apart)
 
